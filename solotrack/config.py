@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
-__all__ = ["ConfigError", "add_solotrack_config", "check_config", "load_config"]
+__all__ = ["ConfigError", "add_solotrack_config", "check_config", "load_config", "tracker_similarity"]
 
 
 class ConfigError(ValueError):
@@ -111,8 +111,10 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     custom = cfg.DATASETS.CUSTOM = CfgNode()
     custom.IMAGES = []  # [[name, json, image folder], ...] COCO
     custom.VIDEOS = []  # [[name, json, frame folder], ...] YouTube-VIS
+    cfg.DATASETS.CLASS_NAMES = []  # of the model; training fills them in, so that config.yaml beside a checkpoint needs no training data
     cfg.DATASETS.VIDEO_CATEGORIES = "all"  # categories and videos scored: "all", "name20" or "sem19", M8.2, A2
     cfg.DATASETS.VIDEO_SUBSET = "any"  # with a category subset: videos with "any" of its objects, or "all" videos, M8.2
+    cfg.SEED = 0  # of weights, batches and augmentation; -1 draws one
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True  # decided by (seed, epoch), so that a resumed run sees the same batches
 
     # ---- optimiser
@@ -122,7 +124,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WARMUP_ITERS = 500  # M1.6
     cfg.SOLVER.WARMUP_FACTOR = 1.0 / 3  # M1.6
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # norm of all gradients together, as SOLO; or Detectron2's "norm" and "value"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 35.0  # L2, M1.6
     cfg.SOLVER.AMP.DTYPE = "auto"  # "float16", "bfloat16", or "auto": float16 with loss scaling on a GPU, bfloat16 on a CPU
 
@@ -191,6 +193,7 @@ _CHOICES = {
     "DATASETS.VIDEO_CATEGORIES": ("all", "name20", "sem19"),
     "DATASETS.VIDEO_SUBSET": ("any", "all"),
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.AMP.DTYPE": ("auto", "float16", "bfloat16"),
     "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker"),
     "TRACKER_HEADS.SIM": ("softmax_null", "softmax", "bisoftmax", "masa"),
@@ -243,6 +246,8 @@ _RANGES = {
     "SOLVER.IMS_PER_BATCH": (1, _INF),
     "SOLVER.BASE_LR": (0, _INF),
     "SOLVER.MAX_ITER": (0, _INF),
+    "SOLVER.CHECKPOINT_PERIOD": (1, _INF),
+    "TEST.EVAL_PERIOD": (0, _INF),
     "TRACKER_HEADS.SCORE_THRESH": (0, 1),
     "TRACKER_HEADS.MAX_PER_FRAME": (1, _INF),
     "TRACKER_HEADS.PRE_NMS_THRESH": (0, 1),
@@ -311,6 +316,11 @@ def check_config(cfg: CfgNode) -> None:
     for node, name in ((solo, "MODEL.SOLO"), (emb, "MODEL.SOLO_TRACK.EMB")):
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             faults.append(f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS}).")
+    if len(cfg.DATASETS.CLASS_NAMES) not in (0, solo.NUM_CLASSES):
+        faults.append(f"DATASETS.CLASS_NAMES has {len(cfg.DATASETS.CLASS_NAMES)} names; give MODEL.SOLO.NUM_CLASSES ({solo.NUM_CLASSES}), or none.")
+    channels = cfg.MODEL.SMALL_RESNET.CHANNELS
+    if any(a == b for a, b in zip(channels, channels[1:], strict=False)):
+        faults.append(f"MODEL.SMALL_RESNET.CHANNELS is {channels}; neighbours must differ, for a block gets its shortcut from that.")
     if solo.FREEZE and not emb.ENABLED:
         faults.append("MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train.")
     if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
@@ -347,3 +357,10 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
         raise ConfigError(f"A config value has the wrong type: {error}") from error
     check_config(cfg)
     return cfg
+
+
+def tracker_similarity(cfg: CfgNode) -> tuple[str, float]:
+    """Metric ("dot" or "cosine") and scale of the tracker's similarity; as the embedding was trained unless TRACKER_HEADS says otherwise."""
+    emb, trk = cfg.MODEL.SOLO_TRACK.EMB, cfg.TRACKER_HEADS
+    metric = emb.SIM if trk.METRIC == "auto" else trk.METRIC
+    return metric, trk.SCALE or (emb.SCALE if metric == "dot" else 1.0 / emb.TEMPERATURE)

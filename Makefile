@@ -1,0 +1,39 @@
+PYTHON ?= python3
+OUTPUT ?= output
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: help env quickstart ablation test lint clean
+help:
+	@echo "make env         set up .venv (about two minutes; nothing to do when it is ready)"
+	@echo "make quickstart  set up, train on synthetic data, compare trackers, draw a tracked video (output/quickstart)"
+	@echo "make ablation    every row of projects/quickstart/README.md, three seeds (about an hour on two cores; resumes)"
+	@echo "make test        set up and run the tests"
+	@echo "make lint        ruff, lint and format"
+
+env: $(STAMP)
+
+$(STAMP): requirements/base.txt requirements/detectron2.txt setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "SoloTrack needs Python 3.10 or newer: make env PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements/base.txt
+	$(BIN)/pip install --quiet --no-deps --only-binary=:all: --python-version 3.10 --require-hashes --upgrade \
+	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" -r requirements/detectron2.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: env
+	$(BIN)/python tools/quickstart.py --output $(OUTPUT)/quickstart
+
+ablation: env
+	$(BIN)/python tools/reproduce.py ablation --output $(OUTPUT)/ablation --seeds 0 1 2
+
+test: env
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv $(OUTPUT) build *.egg-info

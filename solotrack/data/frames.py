@@ -1,0 +1,393 @@
+"""Frames of a video, one at a time, from image files, a video file, a camera or memory.
+
+``open_frames`` gives one interface over all of them; ``prefetch`` decodes ahead in threads. No source ever holds the whole video.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import queue
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from PIL import Image, ImageOps
+
+__all__ = ["Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "prefetch", "read_frame_image"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+T = TypeVar("T")
+_ReadJob = tuple[str, Callable[[], np.ndarray]]  # a frame's name and the call that decodes it
+
+
+class FrameError(RuntimeError):
+    """A frame or video that cannot be read; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame.
+
+    Attributes:
+        index: position among the frames that the source yields, from 0.
+        image: (H, W, 3) uint8 in the source's ``image_format``; may be read-only.
+        name: the file's path, or ``clip.mp4#12`` (12 counts every frame of the file).
+    """
+
+    index: int
+    image: np.ndarray
+    name: str
+
+
+class FrameSource(ABC):
+    """A video that can be iterated over: ``for frame in source``.
+
+    Attributes:
+        image_format: "RGB" or "BGR", the channel order of the frames.
+        length: number of frames it yields, None where that is not known beforehand. A video file's header may be wrong: use it for
+            progress only.
+        fps: frames a second that it yields, None where there is no such thing (image files, arrays).
+        parallel: whether the frames can be decoded independently of one another.
+    """
+
+    parallel = False
+
+    def __init__(self, image_format: str, every: int, max_frames: int | None, length: int | None, fps: float | None) -> None:
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format is {image_format!r}; allowed: 'RGB', 'BGR'.")
+        if every < 1 or (max_frames is not None and max_frames < 1):
+            raise ValueError(f"every ({every}) and max_frames ({max_frames}) must be at least 1.")
+        self.image_format = image_format
+        self.fps = fps / every if fps else None
+        self._every = every
+        self._stop = None if max_frames is None else (max_frames - 1) * every + 1
+        if length is not None:
+            length = math.ceil(length / every)
+            length = length if max_frames is None else min(length, max_frames)
+        self.length = length
+
+    @abstractmethod
+    def _read_jobs(self) -> Iterator[_ReadJob]:
+        """Every frame of the video, not yet decoded as far as that can be put off."""
+
+    def jobs(self) -> Iterator[Callable[[], Frame]]:
+        """The wanted frames in order, each as a call that returns it."""
+        with closing(self._read_jobs()) as read_jobs:
+            for index, (name, read) in enumerate(islice(read_jobs, 0, self._stop, self._every)):
+                yield partial(_load, index, name, read)
+
+    def __iter__(self) -> Iterator[Frame]:
+        with closing(self.jobs()) as jobs:
+            for job in jobs:
+                yield job()
+
+
+def _load(index: int, name: str, read: Callable[[], np.ndarray]) -> Frame:
+    return Frame(index, read(), name)
+
+
+def _reorder(image: np.ndarray, have: str, want: str) -> np.ndarray:
+    return image if have == want else np.ascontiguousarray(image[..., ::-1])
+
+
+def read_frame_image(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarray:
+    """An image file as (H, W, 3) uint8, turned upright by its EXIF orientation as Detectron2's ``read_image`` does.
+
+    Grey images get three equal channels and alpha is dropped. 16-bit grey is divided by 257, in every frame alike; PIL would clip at 255.
+
+    Raises:
+        FrameError: missing, corrupt or truncated file, or more bits than 16.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            deep = np.asarray(ImageOps.exif_transpose(image)) if mode.startswith(("I", "F")) else None
+        if deep is None:
+            return np.ascontiguousarray(read_image(os.fspath(path), image_format))
+    except FileNotFoundError:
+        raise FrameError(f"The frame {path} does not exist; check the path, or whether the frames were unpacked there.") from None
+    except Exception as error:  # PIL raises many kinds on broken files
+        raise FrameError(
+            f"The frame {path} cannot be read ({error}): the file is corrupt or cut short; copy or extract it again."
+        ) from error
+    if mode.startswith("F") or deep.min() < 0 or deep.max() > 65535:
+        raise FrameError(f"The frame {path} has {mode} pixels that are not 8 or 16 bit grey levels; save it with 8 or 16 bits a channel.")
+    grey = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+class ImageFiles(FrameSource):
+    """A list of image files in the given order."""
+
+    parallel = True
+
+    def __init__(self, paths: Sequence[str | os.PathLike], image_format: str, every: int = 1, max_frames: int | None = None) -> None:
+        if len(paths) == 0:
+            raise FrameError("The list of frames is empty; give at least one image file.")
+        super().__init__(image_format, every, max_frames, length=len(paths), fps=None)
+        self._paths = [os.fspath(p) for p in paths]
+
+    def _read_jobs(self) -> Iterator[_ReadJob]:
+        for path in self._paths:
+            yield path, partial(read_frame_image, path, self.image_format)
+
+
+class VideoFile(FrameSource):
+    """A video file, decoded as a stream with PyAV and turned upright by its display matrix."""
+
+    def __init__(self, path: str | os.PathLike, image_format: str, every: int = 1, max_frames: int | None = None) -> None:
+        self._path = os.fspath(path)
+        with self._open() as container:
+            stream = container.streams.video[0]
+            length, fps = stream.frames or None, stream.average_rate
+        super().__init__(image_format, every, max_frames, length, float(fps) if fps else None)
+
+    def _open(self) -> av.container.InputContainer:
+        try:
+            container = av.open(self._path)
+        except (av.FFmpegError, ValueError) as error:
+            raise FrameError(
+                f"The video {self._path} cannot be opened ({error}): not a video file, or cut short; re-encode it with ffmpeg."
+            ) from error
+        if not container.streams.video:
+            container.close()
+            raise FrameError(f"The file {self._path} has no picture in it (sound only, or cut short); give a video or a folder of images.")
+        return container
+
+    def _read_jobs(self) -> Iterator[_ReadJob]:
+        count = 0
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            try:
+                for picture in container.decode(stream):
+                    yield f"{self._path}#{count}", partial(self._convert, picture)
+                    count += 1
+            except av.FFmpegError as error:
+                raise FrameError(
+                    f"The video {self._path} cannot be decoded around frame {count} ({error}): it is corrupt there; re-encode it."
+                ) from error
+        if count == 0:
+            raise FrameError(f"The video {self._path} holds no frame: it is cut short or empty; copy or record it again.")
+
+    def _convert(self, picture: av.VideoFrame) -> np.ndarray:
+        image = picture.to_ndarray(format=f"{self.image_format.lower()}24")
+        quarter_turns = round(picture.rotation / 90) % 4  # counter-clockwise
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+class Camera(FrameSource):
+    """A camera by its number, read until it stops or the iteration is given up."""
+
+    def __init__(self, number: int, image_format: str, every: int = 1, max_frames: int | None = None) -> None:
+        self._number = number
+        capture = self._open()
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        capture.release()
+        super().__init__(image_format, every, max_frames, length=None, fps=fps if fps > 0 else None)
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(self._number)
+        if not capture.isOpened():
+            capture.release()
+            raise FrameError(
+                f"The camera {self._number} cannot be opened; check that it is plugged in, allowed and not in use by another program."
+            )
+        return capture
+
+    def _read_jobs(self) -> Iterator[_ReadJob]:
+        capture = self._open()
+        try:
+            number = 0
+            while True:
+                good, image = capture.read()  # BGR
+                if not good:
+                    return
+                yield f"camera:{self._number}#{number}", partial(_reorder, image, "BGR", self.image_format)
+                number += 1
+        finally:
+            capture.release()
+
+
+class ArrayFrames(FrameSource):
+    """Frames in memory or made on the fly: an iterable of (H, W, 3) uint8 RGB arrays."""
+
+    def __init__(self, arrays: Iterable[np.ndarray], image_format: str, every: int = 1, max_frames: int | None = None) -> None:
+        super().__init__(image_format, every, max_frames, length=len(arrays) if hasattr(arrays, "__len__") else None, fps=None)
+        if self.length == 0:
+            raise FrameError("The list of frames is empty; give at least one (H, W, 3) uint8 array.")
+        self._arrays = arrays
+
+    def _read_jobs(self) -> Iterator[_ReadJob]:
+        for number, array in enumerate(self._arrays):
+            yield f"array#{number}", partial(self._check, array, number)
+
+    def _check(self, array: np.ndarray, number: int) -> np.ndarray:
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            got = f"{array.dtype} array of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise FrameError(f"Frame {number} in memory is a {got}; give (H, W, 3) uint8 arrays in RGB.")
+        return _reorder(array, "RGB", self.image_format)
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sort key that puts ``frame2`` before ``frame10``."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)] + [name]
+
+
+def _folder_images(folder: Path) -> list[Path]:
+    images = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if not images:
+        raise FrameError(
+            f"The folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give the folder that holds the frames themselves."
+        )
+    return sorted(images, key=lambda p: natural_key(p.name))
+
+
+def _open_path(text: str, **options: Any) -> FrameSource:
+    if text.startswith("camera:"):
+        number = text.removeprefix("camera:")
+        if not number.isdecimal():
+            raise FrameError(f"{text!r} names no camera; write camera:0 for the first one.")
+        return Camera(int(number), **options)
+    path = Path(text)
+    if path.is_dir():
+        return ImageFiles(_folder_images(path), **options)
+    if path.is_file():
+        return ImageFiles([path], **options) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFile(path, **options)
+    if glob.has_magic(text):
+        matches = sorted((m for m in glob.glob(text, recursive=True) if os.path.isfile(m)), key=natural_key)
+        if not matches:
+            raise FrameError(f"No file matches the pattern {text}; check it, and quote it on a command line.")
+        return ImageFiles(matches, **options)
+    raise FrameError(f"There is no file, folder or pattern {text}; give a video file, a folder of images, a quoted pattern, or camera:0.")
+
+
+def open_frames(
+    source: str | os.PathLike | Mapping[str, Any] | Sequence[str | os.PathLike] | Iterable[np.ndarray] | FrameSource,
+    image_format: str = "RGB",
+    *,
+    every: int = 1,
+    max_frames: int | None = None,
+) -> FrameSource:
+    """Open anything that holds the frames of one video.
+
+    Args:
+        source: a video file, a folder of images (in natural order), a glob pattern (likewise), one image, ``camera:0``, a list of image
+            files, a video dict (its ``file_names``), an iterable of (H, W, 3) uint8 RGB arrays, or a FrameSource (returned as it is).
+        image_format: channel order of the frames, "RGB" or "BGR".
+        every: take each ``every``-th frame only.
+        max_frames: stop after this many frames taken.
+
+    Raises:
+        FrameError: nothing there, or not readable. Single frames are read, and may raise, while iterating.
+    """
+    options = {"image_format": image_format, "every": every, "max_frames": max_frames}
+    if isinstance(source, FrameSource):
+        if source.image_format != image_format or every != 1 or max_frames is not None:
+            raise ValueError("The frame source is open already: give image_format, every and max_frames where it is opened.")
+        return source
+    if isinstance(source, Mapping):
+        if "file_names" not in source:
+            raise FrameError("The video dict has no file_names; list its frames there.")
+        return ImageFiles(source["file_names"], **options)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(os.fspath(source), **options)
+    if isinstance(source, (list, tuple)) and (len(source) == 0 or isinstance(source[0], (str, os.PathLike))):
+        return ImageFiles(source, **options)
+    if isinstance(source, Iterable):
+        return ArrayFrames(source, **options)
+    raise FrameError(
+        f"A {type(source).__name__} holds no frames; give a path, a list of image files or an iterable of (H, W, 3) uint8 arrays."
+    )
+
+
+def prefetch(source: FrameSource, workers: int, depth: int, transform: Callable[[Frame], T] | None = None) -> Iterator[Frame | T]:
+    """Yield the frames of ``source`` in order, decoded ahead by threads.
+
+    Image files are decoded by ``workers`` threads at once; anything else by one thread, since a stream has to be decoded in order.
+    An error surfaces when its frame's turn comes. When the iterator is closed or dropped, its threads end.
+
+    Args:
+        source: where the frames come from.
+        workers: number of threads; 0 decodes in the caller's thread.
+        depth: largest number of frames that are ready or under way beyond the one handed out.
+        transform: applied to every frame, in the thread that decoded it; its result is yielded in place of the frame.
+    """
+    if workers > 0 and depth < 1:
+        raise ValueError(f"depth ({depth}) must be at least 1.")
+    finish = transform or _identity
+    if workers <= 0:
+        return (finish(frame) for frame in source)
+    if source.parallel:
+        return _prefetch_pool(source, workers, depth, finish)
+    return _prefetch_stream(source, depth, finish)
+
+
+def _identity(frame: Frame) -> Frame:
+    return frame
+
+
+def _prefetch_pool(source: FrameSource, workers: int, depth: int, finish: Callable[[Frame], T]) -> Iterator[T]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="solotrack-decode")
+    pending = deque()
+    try:
+        for job in source.jobs():
+            pending.append(pool.submit(lambda job=job: finish(job())))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prefetch_stream(source: FrameSource, depth: int, finish: Callable[[Frame], T]) -> Iterator[T]:
+    ready: queue.Queue = queue.Queue(max(depth - 1, 1))  # (kind, item or error); one more item is in the thread's hands
+    stop = threading.Event()
+
+    def decode() -> None:
+        try:
+            with closing(iter(source)) as frames:
+                for frame in frames:
+                    ready.put(("frame", finish(frame)))
+                    if stop.is_set():
+                        return
+        except BaseException as error:
+            ready.put(("error", error))  # raised again in the caller's thread
+        else:
+            ready.put(("end", None))
+
+    thread = threading.Thread(target=decode, name="solotrack-decode", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item = ready.get()
+            if kind == "error":
+                raise item
+            if kind == "end":
+                return
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():  # the thread may be waiting for room in the queue
+            try:
+                ready.get_nowait()
+            except queue.Empty:
+                thread.join(timeout=0.05)

@@ -1,0 +1,53 @@
+"""Videos: YouTube-VIS json -> video dicts. Labels are never read here: training has none and the evaluator reads them itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from .annotation_file import DatasetError, check_pictures_exist, read_annotation_file, require_keys
+
+__all__ = ["load_ytvis"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_ytvis(json_file: str, frame_root: str) -> list[dict[str, Any]]:
+    """Read the videos of a YouTube-VIS json (METHOD 8.1); ``categories`` and ``annotations`` are not needed and not looked at.
+
+    Args:
+        json_file: YouTube-VIS json.
+        frame_root: folder that the frames' names are relative to.
+
+    Returns:
+        Dicts in the file's order: video_id, file_names (absolute paths), height, width, length.
+
+    Raises:
+        FileNotFoundError: the json, the folder, or one of the first or last frames of a video is missing.
+        DatasetError: the json is broken, or a video has no frames, a wrong length or an id that occurs twice.
+    """
+    data = read_annotation_file(json_file, required=("videos",))
+    folder = os.path.abspath(frame_root)
+    videos, ids = [], set()
+    for number, video in enumerate(data["videos"]):
+        require_keys(video, ("id", "height", "width"), f"{json_file}: video number {number} (from 0)")
+        where = f"{json_file}: video {video['id']}"
+        names = video.get("file_names")
+        if not names:
+            raise DatasetError(f"{where} has no file_names; list its frames, relative to the frame folder.")
+        if video.get("length", len(names)) != len(names):
+            raise DatasetError(f"{where} has the length {video['length']} but {len(names)} file_names; the two must agree.")
+        if video["id"] in ids:
+            raise DatasetError(f"{where}: this id occurs twice; give each video its own.")
+        ids.add(video["id"])
+        files = [os.path.join(folder, name) for name in names]
+        videos.append(
+            {"video_id": video["id"], "file_names": files, "height": video["height"], "width": video["width"], "length": len(files)}
+        )
+    # a video's own first and last frame: a folder that was unpacked in part lacks whole videos
+    check_pictures_exist(
+        [file for video in videos for file in (video["file_names"][0], video["file_names"][-1])], folder, json_file, ends=8
+    )
+    logger.info(f"{json_file}: {len(videos)} videos, {sum(video['length'] for video in videos)} frames")
+    return videos

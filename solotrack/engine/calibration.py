@@ -1,0 +1,125 @@
+"""Calibrate the null logit of a tracker without video labels (METHOD 5.3)."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.structures import Instances
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import tracker_similarity
+from ..data.catalog import load_dataset
+from ..data.loader import SeededDataset
+from ..data.mappers import ImageMapper
+from ..ops.masks import mask_iou
+from ..ops.similarity import pairwise_similarity
+
+__all__ = ["CalibrateNullLogit", "calibrate_null_logit", "equal_error_threshold"]
+
+_MIN_SAMPLES = 20  # of known and of new objects; fewer say nothing
+
+
+def equal_error_threshold(known: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
+    """The threshold at which as large a share of ``known`` falls below it as of ``new`` stands at or above it.
+
+    Args:
+        known: (n,) largest similarity of objects that have a track.
+        new: (m,) largest similarity of objects that have none.
+
+    Returns:
+        The threshold, and the mean of the two error rates there.
+    """
+    candidates = torch.cat([known, new]).unique()
+    missed = torch.searchsorted(known.sort().values, candidates) / len(known)  # known below the threshold
+    fooled = 1 - torch.searchsorted(new.sort().values, candidates) / len(new)  # new at or above it
+    best = (missed - fooled).abs().argmin()
+    return candidates[best].item(), ((missed + fooled) / 2)[best].item()
+
+
+def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (m, D) of the detections that cover an annotated object best, and those objects' ids (m,)."""
+    if len(prediction) == 0 or len(truth) == 0:
+        return prediction.embeddings[:0], truth.gt_ids[:0]
+    iou, best = mask_iou(truth.gt_masks.tensor, prediction.pred_masks).max(dim=1)
+    found = iou >= min_iou
+    return prediction.embeddings[best[found]], truth.gt_ids[found]
+
+
+@torch.no_grad()
+def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple[float, float] | None:
+    """Set ``model.embedding_head.null_logit`` from pairs of views of labelled training images.
+
+    Two strong views of an image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden from the first; in the
+    second these are new, the others known. The null logit is the threshold on the largest similarity at which both kinds of error are equally
+    frequent. Embeddings are read from detections, as in tracking.
+
+    Args:
+        cfg: TRACKER_HEADS.CALIBRATION, INPUT.VIEWS and DATASETS.TRAIN are used.
+        model: a SOLOTrack with an embedding head.
+        seed: of the images, the views and the hidden objects.
+
+    Returns:
+        (null logit, error rate), or None (and the buffer left alone) when the detector finds too few objects to tell.
+    """
+    metric, scale = tracker_similarity(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
+    images = SeededDataset(records, ImageMapper(cfg, is_train=True), seed)
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=rng)[: cfg.TRACKER_HEADS.CALIBRATION.IMAGES].tolist()
+
+    was_training = model.training
+    model.eval()
+    known_scores, new_scores = [], []
+    batch = max(1, cfg.TEST.FRAMES_PER_BATCH // 2)
+    for start in range(0, len(chosen), batch):
+        pairs = [images[index, index] for index in chosen[start : start + batch]]
+        first, second = [{"image": p["image"]} for p in pairs], [{"image": p["second_view"]["image"]} for p in pairs]
+        outputs = [x["instances"].to("cpu") for x in model(first + second)]
+        for pair, one, two in zip(pairs, outputs[: len(pairs)], outputs[len(pairs) :], strict=True):
+            memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
+            queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])
+            kept = torch.rand(len(memory), generator=rng) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
+            if not kept.any() or len(queries) == 0:
+                continue
+            score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
+            is_known = torch.isin(query_ids, memory_ids[kept])
+            known_scores.append(score[is_known])
+            new_scores.append(score[~is_known])
+    model.train(was_training)
+
+    known, new = (torch.cat(x) if x else torch.empty(0) for x in (known_scores, new_scores))
+    logger = logging.getLogger(__name__)
+    if min(len(known), len(new)) < _MIN_SAMPLES:
+        logger.warning(f"Null logit not calibrated: only {len(known)} known and {len(new)} new objects were detected in {len(chosen)} image pairs.")
+        return None
+    value, error = equal_error_threshold(known, new)
+    model.embedding_head.null_logit.fill_(value)
+    logger.info(f"Null logit {value:.3f}: {error:.1%} of {len(known)} known and of {len(new)} new objects on the wrong side.")
+    return value, error
+
+
+class CalibrateNullLogit(HookBase):
+    """Calibrate before every evaluation and checkpoint, so that each carries its own value; register it before both.
+
+    Args:
+        cfg: as for :func:`calibrate_null_logit`.
+        model: the model in training, perhaps wrapped in DistributedDataParallel; every process computes the same value.
+        periods: iterations between evaluations and between checkpoints; 0 means only at the end.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, periods: tuple[int, ...]) -> None:
+        self.cfg = cfg
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.periods = periods
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(period > 0 and done % period == 0 for period in self.periods):
+            calibrate_null_logit(self.cfg, self.model)

@@ -1,0 +1,123 @@
+"""Checkpoints that are whole or not there at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..files import atomic_write
+
+__all__ = ["AtomicCheckpointer", "CheckpointError"]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or made for another model; the message names the file and the remedy."""
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Reads the arrays of a Detectron2 model-zoo file and refuses everything else a pickle could run."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which a weights file has no need of")
+        return super().find_class(module, name)
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic saves, safe loads and errors that say what to do.
+
+    A file is written beside its final name, flushed to disk and renamed; ``last_checkpoint`` follows, in the same way. A process killed at any
+    moment leaves the previous checkpoint in force. Files load with ``weights_only=True``; model-zoo pickles may hold arrays alone.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save model and checkpointables as ``save_dir/name.pth``.
+
+        Raises:
+            CheckpointError: the file could not be written (a full disk, no permission); the previous checkpoint is untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **{key: obj.state_dict() for key, obj in self.checkpointables.items()}, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save(data, file)
+        except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+            raise CheckpointError(
+                f"Could not write {path}: {error}. Free some disk space or change OUTPUT_DIR, then continue with --resume; earlier checkpoints are whole."
+            ) from error
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+            file.write(last_filename_basename)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load weights and, unless told otherwise, the training state; "" loads nothing.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise CheckpointError(f"There is no checkpoint {path}. Check MODEL.WEIGHTS; README.md says where weights come from.")
+        try:
+            return super().load(path, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{path} is not a readable checkpoint ({reason}). Copy it again, or take another file of that folder.") from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def load_for_inference(self, path: str) -> None:
+        """Load weights that must fit the whole model.
+
+        Raises:
+            CheckpointError: no path, no such file, or parameters are missing or of another shape.
+        """
+        if not path:
+            raise CheckpointError("No weights: set MODEL.WEIGHTS to a checkpoint (for instance output/quickstart/model_final.pth).")
+        self._incompatible = None
+        self.load(path, checkpointables=[])
+        bad = [key for key in self._incompatible.missing_keys if not key.endswith("null_logit")]
+        bad += [f"{key} (shape {tuple(theirs)}, the config wants {tuple(ours)})" for key, theirs, ours in self._incompatible.incorrect_shapes]
+        if bad:
+            raise CheckpointError(
+                f"{path} does not fit the config: {len(bad)} parameters are missing or of another shape, e.g. {', '.join(bad[:3])}. "
+                "Use the config the model was trained with (config.yaml beside the checkpoint)."
+            )
+
+    def _load_model(self, checkpoint: Any):
+        self._incompatible = super()._load_model(checkpoint)
+        return self._incompatible
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return torch.load(f, map_location="cpu", weights_only=True)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        with open(filename, "rb") as file:
+            data = _NumpyUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
+        if "model" in data:
+            return data
+        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}

@@ -1,0 +1,62 @@
+"""Several trackers on the very same detections of the same videos."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from detectron2.config import CfgNode
+from torch import nn
+from tqdm import tqdm
+
+from ..config import check_config
+from ..data.catalog import load_dataset
+from ..evaluation.ytvis_evaluator import YTVISEvaluator
+from ..tracking.base import build_tracker
+from .streaming import VideoTracker, tracked_categories
+
+__all__ = ["TRACKERS", "compare_trackers"]
+
+# Row of the table -> config overrides that make its tracker.
+TRACKERS: dict[str, tuple[str, ...]] = {
+    "distance": ("TRACKER_HEADS.TRACKER_NAME", "DistanceTracker"),
+    "IoU": ("TRACKER_HEADS.TRACKER_NAME", "IoUTracker"),
+    "SOLO-Track": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
+    "SOLO-Track + cues": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker", "TRACKER_HEADS.CUES.ENABLED", "True"),
+}
+
+
+def compare_trackers(
+    cfg: CfgNode, model: nn.Module, dataset_name: str, output: str, trackers: Mapping[str, Sequence[str]] = TRACKERS
+) -> dict[str, dict[str, float]]:
+    """Score each tracker as YouTube-VIS does; the network runs once for all of them.
+
+    Args:
+        cfg: of the model.
+        model: detects and embeds.
+        dataset_name: registered YouTube-VIS videos with annotations.
+        output: folder; each tracker's results.json goes to a folder of its own in it.
+        trackers: row name -> config overrides.
+
+    Returns:
+        Row name -> {"AP": percent, "AP50": ..., ...}, NaN where undefined.
+
+    Raises:
+        ConfigError: an override that cannot work.
+    """
+    built = {}
+    for name, overrides in trackers.items():
+        variant = cfg.clone()
+        variant.defrost()
+        variant.merge_from_list(list(overrides))
+        check_config(variant)
+        built[name] = build_tracker(variant, class_ids=sorted(tracked_categories(variant, dataset_name)))
+    evaluators = {name: YTVISEvaluator(dataset_name, os.path.join(output, name.replace(" ", "_"))) for name in built}
+    for evaluator in evaluators.values():
+        evaluator.reset()
+    video_tracker = VideoTracker.from_config(cfg, model, dataset_name).eval()
+    for video in tqdm(load_dataset(dataset_name), desc="videos", unit="video"):
+        results = video_tracker.compare(video, built, video["video_id"])
+        for name, evaluator in evaluators.items():
+            evaluator.process([video], [results[name]])
+    return {name: dict(evaluator.evaluate()["segm"]) for name, evaluator in evaluators.items()}

@@ -1,0 +1,66 @@
+"""Evaluate a model on every data set of DATASETS.TEST: COCO images or YouTube-VIS videos."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import ConfigError
+from ..data.categories import subset_category_ids
+from ..data.loader import build_video_loader
+from ..data.mappers import ImageMapper
+from ..evaluation.ytvis_evaluator import YTVISEvaluator
+from .streaming import VideoTracker
+
+__all__ = ["evaluate", "evaluate_images", "evaluate_videos"]
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
+    """Evaluate on each of ``cfg.DATASETS.TEST``, in as many processes as are running.
+
+    Returns:
+        {"segm": {"AP": percent, ...}} for one data set, {name: the same} for several; empty except in the main process.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    results = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind not in ("coco", "ytvis"):
+            raise ConfigError(f"DATASETS.TEST names {name}, which is registered neither as COCO images nor as YouTube-VIS videos.")
+        run = evaluate_images if kind == "coco" else evaluate_videos
+        results[name] = run(cfg, model, name)
+        if comm.is_main_process() and results[name]:
+            log_first_n(20, f"Results of {name} in csv format:", name=__name__)
+            print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def evaluate_images(cfg: CfgNode, model: nn.Module, name: str) -> dict:
+    """Frame-level box and mask AP of a COCO data set."""
+    loader = build_detection_test_loader(
+        cfg, name, mapper=ImageMapper(cfg, is_train=False), batch_size=cfg.TEST.FRAMES_PER_BATCH
+    )
+    evaluator = COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=_folder(cfg, name))
+    return inference_on_dataset(model, loader, evaluator) or {}
+
+
+def evaluate_videos(cfg: CfgNode, model: nn.Module, name: str) -> dict:
+    """Tube AP of a YouTube-VIS data set with the tracker of TRACKER_HEADS."""
+    category_ids = None
+    if cfg.DATASETS.VIDEO_CATEGORIES != "all":
+        category_ids = subset_category_ids(MetadataCatalog.get(name).categories, cfg.DATASETS.VIDEO_CATEGORIES)
+    evaluator = YTVISEvaluator(name, _folder(cfg, name), category_ids, cfg.DATASETS.VIDEO_SUBSET)
+    return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(cfg, name), evaluator) or {}
+
+
+def _folder(cfg: CfgNode, name: str) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "inference", name)

@@ -1,0 +1,171 @@
+"""Training: Detectron2's trainer with resumable data, AMP on any device and errors that name the images."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.loader import build_train_loader
+from .calibration import CalibrateNullLogit
+from .checkpoint import AtomicCheckpointer
+from .evaluation import evaluate
+from .hooks import BestCheckpoint
+from .streaming import amp_dtype
+
+__all__ = ["NonFiniteLossError", "Trainer", "TrainingStep", "build_optimizer"]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became infinite or NaN; the message names the batch's image files."""
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW with Detectron2's parameter groups (SOLVER.WEIGHT_DECAY_NORM, BIAS_LR_FACTOR, ...).
+
+    Detectron2's own gradient clipping ("norm" and "value", parameter by parameter) is part of it; "full_model" is :class:`TrainingStep`'s.
+    """
+    solver = cfg.SOLVER
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    if solver.OPTIMIZER == "SGD":
+        make = partial(torch.optim.SGD, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True)
+    else:
+        make = torch.optim.AdamW
+    optimizer = make(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    return optimizer if solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model" else maybe_add_gradient_clipping(cfg, optimizer)
+
+
+class TrainingStep(SimpleTrainer):
+    """One optimisation step, with mixed precision where asked for.
+
+    Args:
+        model, data_loader, optimizer: as for ``SimpleTrainer``.
+        device_type: "cuda" or "cpu".
+        dtype: of autocast regions; None runs in float32. float16 gets loss scaling.
+        max_norm: L2 norm that the gradients of all parameters together are scaled down to; None leaves them.
+        gather_metric_period: steps between two looks at the losses (each look waits for the device).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader,
+        optimizer: torch.optim.Optimizer,
+        device_type: str,
+        dtype: torch.dtype | None,
+        max_norm: float | None = None,
+        gather_metric_period: int = 1,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer, gather_metric_period)
+        self.device_type = device_type
+        self.dtype = dtype
+        self.max_norm = max_norm
+        self.scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        """
+        Raises:
+            NonFiniteLossError: at a step whose losses are looked at; no weight is changed by that step.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device_type, dtype=self.dtype) if self.dtype else contextlib.nullcontext():
+            loss_dict = self.model(batch)
+        self.scaler.scale(sum(loss_dict.values())).backward()
+        self.after_backward()
+        try:
+            self._write_metrics(loss_dict, data_time)
+        except FloatingPointError as error:
+            files = "\n  ".join(x["file_name"] for x in batch)
+            raise NonFiniteLossError(
+                f"{error}\nThe batch's images:\n  {files}\n"
+                "Look at their annotations, or lower SOLVER.BASE_LR; then continue from the last checkpoint with --resume."
+            ) from None
+        if self.max_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.scaler.load_state_dict(state_dict["scaler"])
+
+
+class Trainer(DefaultTrainer):
+    """Trains ``cfg.MODEL.META_ARCHITECTURE`` on labelled images; ``resume_or_load`` continues exactly where the last checkpoint stands."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        device_type = torch.device(cfg.MODEL.DEVICE).type
+        # On a GPU a look at the losses makes the host wait; every 20 steps is what the writers print.
+        period = 1 if device_type == "cpu" else 20
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        max_norm = clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_TYPE == "full_model" else None
+        self._trainer = TrainingStep(model, self.build_train_loader(cfg), optimizer, device_type, amp_dtype(cfg), max_norm, period)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, start_iter=self.start_iter))
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        cfg = self.cfg
+        result = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.MODEL.SOLO_TRACK.EMB.ENABLED and cfg.TRACKER_HEADS.CALIBRATION.ENABLED:
+            result.append(CalibrateNullLogit(cfg, self.model, (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD)))
+        if comm.is_main_process():
+            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=self.max_iter))
+        if cfg.DATASETS.TEST:
+            result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+            if comm.is_main_process() and cfg.TEST.EVAL_PERIOD > 0:
+                result.append(BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
+        if comm.is_main_process():
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return result
+
+    def _evaluate(self) -> OrderedDict:
+        self._last_eval_results = evaluate(self.cfg, self.model)
+        return self._last_eval_results
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        return evaluate(cfg, model)

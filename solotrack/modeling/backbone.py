@@ -1,0 +1,47 @@
+"""A small ResNet with FPN for training on few CPU cores."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock
+
+__all__ = ["build_small_resnet_fpn_backbone"]
+
+
+@BACKBONE_REGISTRY.register()
+def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """ResNet of basic blocks (MODEL.SMALL_RESNET) with FPN (MODEL.FPN): outputs p2 to p6 of strides 4 to 64.
+
+    It is trained from scratch, so MODEL.BACKBONE.FREEZE_AT does not apply.
+
+    Raises:
+        ValueError: CHANNELS and BLOCKS do not name four stages.
+    """
+    small = cfg.MODEL.SMALL_RESNET
+    if len(small.CHANNELS) != 4 or len(small.BLOCKS) != 4 or min(small.BLOCKS) < 1:
+        raise ValueError(
+            f"MODEL.SMALL_RESNET.CHANNELS is {small.CHANNELS} and BLOCKS is {small.BLOCKS}; "
+            "give four numbers of at least 1 each, for res2 to res5."
+        )
+    stem = BasicStem(in_channels=input_shape.channels, out_channels=small.STEM_CHANNELS, norm=small.NORM)
+    stages = []
+    in_channels = small.STEM_CHANNELS
+    for index, (channels, blocks) in enumerate(zip(small.CHANNELS, small.BLOCKS, strict=True)):
+        strides = [1 if index == 0 else 2] + [1] * (blocks - 1)
+        stages.append(
+            ResNet.make_stage(BasicBlock, blocks, in_channels=in_channels, out_channels=channels, stride_per_block=strides, norm=small.NORM)
+        )
+        in_channels = channels
+    out_features = ["res2", "res3", "res4", "res5"]
+    return FPN(
+        bottom_up=ResNet(stem, stages, out_features=out_features),
+        in_features=out_features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

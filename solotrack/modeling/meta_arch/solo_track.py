@@ -1,0 +1,207 @@
+"""SOLO with a third head for a tracking embedding (paper Fig. 2)."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..embedding.head import EmbeddingHead
+from ..embedding.instance_contrastive import InstanceContrastiveLoss
+from ..solo.head import SOLOHead
+from ..solo.inference import SOLOInference, embedding_cells
+from ..solo.losses import category_loss, mask_loss
+from ..solo.targets import GridTargets, assign_grid_targets
+
+__all__ = ["SOLOTrack"]
+
+
+@META_ARCH_REGISTRY.register()
+class SOLOTrack(nn.Module):
+    """Instance segmentation and a tracking embedding for every grid cell.
+
+    In training it takes Detectron2's ``list[dict]`` of labelled images and returns a dict of losses, one entry for each term that is switched on.
+    In evaluation it returns ``[{"instances": Instances}, ...]``: masks, boxes, scores and classes at the original image size, ``cell_indices``
+    and, with an embedding head, ``embeddings`` (n, D).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: list[str],
+        head: SOLOHead,
+        inference: SOLOInference,
+        scale_ranges: list[list[float]],
+        sigma: float,
+        focal: tuple[float, float],
+        category_weight: float,
+        mask_weight: float,
+        embedding_head: EmbeddingHead | None,
+        embedding_loss: InstanceContrastiveLoss | None,
+        embedding_read: str,
+        pool_levels: str,
+        views: int,
+        freeze_detector: bool,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        channels_last: bool,
+    ) -> None:
+        """
+        Args:
+            backbone: an FPN whose outputs hold ``in_features``.
+            head: category and mask branches.
+            inference: from scores and mask rows to instances.
+            scale_ranges: [smallest, largest] sqrt(box area) in pixels that each level takes.
+            sigma: share of the box around the centre of mass that is positive.
+            focal: alpha and gamma of the category loss.
+            category_weight, mask_weight: of the two losses.
+            embedding_head: the tracking head, or None for plain SOLO.
+            embedding_loss: its image losses, or None.
+            embedding_read: cells a detection's embedding is the mean of, see ``embedding_cells``.
+            pool_levels: "all" or "per_level", as the embedding was trained.
+            views: 2 when every training image brings a ``second_view``.
+            freeze_detector: train the embedding head alone.
+            pixel_mean, pixel_std: of a channel, in grey levels, in the order of INPUT.FORMAT.
+            channels_last: memory format of the network.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.in_features = in_features
+        self.head = head
+        self.inference = inference
+        self.scale_ranges = scale_ranges
+        self.sigma = sigma
+        self.focal = focal
+        self.category_weight = category_weight
+        self.mask_weight = mask_weight
+        self.embedding_head = embedding_head
+        self.embedding_loss = embedding_loss
+        self.embedding_read = embedding_read
+        self.pool_levels = pool_levels
+        self.views = views
+        self.freeze_detector = freeze_detector
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
+        if freeze_detector:
+            for module in (self.backbone, self.head):
+                module.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        solo, emb = cfg.MODEL.SOLO, cfg.MODEL.SOLO_TRACK.EMB
+        return {
+            "backbone": backbone,
+            "in_features": list(cfg.MODEL.SOLO.IN_FEATURES),
+            "head": SOLOHead(cfg, shapes),
+            "inference": SOLOInference(cfg),
+            "scale_ranges": solo.SCALE_RANGES,
+            "sigma": solo.SIGMA,
+            "focal": (solo.FOCAL_ALPHA, solo.FOCAL_GAMMA),
+            "category_weight": solo.CATE_LOSS_WEIGHT,
+            "mask_weight": solo.MASK_LOSS_WEIGHT,
+            "embedding_head": EmbeddingHead(cfg, shapes) if emb.ENABLED else None,
+            "embedding_loss": InstanceContrastiveLoss(cfg) if emb.ENABLED else None,
+            "embedding_read": cfg.MODEL.SOLO_TRACK.EMB_READ,
+            "pool_levels": emb.POOL_LEVELS,
+            "views": emb.VIEWS if emb.ENABLED else 1,
+            "freeze_detector": cfg.MODEL.SOLO.FREEZE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> SOLOTrack:
+        super().train(mode)
+        if self.freeze_detector:
+            self.backbone.eval()  # BatchNorm statistics stay as they are
+            self.head.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+        """See the class; an input has ``image`` (3, H, W) uint8 and, in training, ``instances`` (and ``second_view`` when views are 2)."""
+        if not self.training:
+            return self.predict(batched_inputs)
+        batch = batched_inputs + [x["second_view"] for x in batched_inputs] if self.views == 2 else batched_inputs
+        images = self.preprocess(batch)
+        instances = [x["instances"].to(self.device) for x in batch]
+        return self.losses(images, instances)
+
+    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise and pad to the largest image of the batch, a multiple of the backbone's divisibility; padding is the mean colour."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        padding = ImageList.from_tensors(images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints)
+        return ImageList(padding.tensor.contiguous(memory_format=self.memory_format), padding.image_sizes)
+
+    def features(self, images: ImageList) -> list[torch.Tensor]:
+        """FPN features at the strides of the heads, [(N, Cin, Hp/stride, Wp/stride)] a level."""
+        features = self.backbone(images.tensor)
+        return self.head.rescale([features[name] for name in self.in_features], tuple(images.tensor.shape[-2:]))
+
+    def assign(self, instances: list[Instances], padded_size: tuple[int, int]) -> GridTargets:
+        """Grid targets of a batch whose images are padded to ``padded_size`` (Hp, Wp)."""
+        head = self.head
+        return assign_grid_targets(
+            instances, padded_size, head.num_grids, head.strides, self.scale_ranges, self.sigma, head.num_classes
+        )
+
+    def losses(self, images: ImageList, instances: list[Instances]) -> dict[str, torch.Tensor]:
+        """Weighted losses of a normalised batch and its ground truths."""
+        with torch.set_grad_enabled(not self.freeze_detector):
+            features = self.features(images)
+        targets = self.assign(instances, tuple(images.tensor.shape[-2:]))
+        losses = {}
+        if not self.freeze_detector:
+            logits = self.head.category_logits(features)  # (N, R, C)
+            losses["loss_category"] = self.category_weight * category_loss(logits, targets.classes, *self.focal)
+            losses["loss_mask"] = self.mask_weight * mask_loss(self.head, features, targets)
+        if self.embedding_head is not None:
+            embeddings = self.embedding_head(features)  # (N, R, D)
+            gt_ids = [x.gt_ids for x in instances]
+            losses.update(self.embedding_loss(embeddings, targets.instance_index, gt_ids, self.views, get_event_storage().iter))
+        return losses
+
+    def predict(self, batched_inputs: list[dict]) -> list[dict]:
+        """Detections of a batch of images; ``height`` and ``width`` of an input are those of the original image."""
+        images = self.preprocess(batched_inputs)
+        padded_size = tuple(images.tensor.shape[-2:])
+        features = self.features(images)
+        sizes = [(x.get("height", size[0]), x.get("width", size[1])) for x, size in zip(batched_inputs, images.image_sizes, strict=True)]
+        scores = self.head.category_logits(features).sigmoid()
+        clusters = self.embedding_head is not None and self.embedding_read == "cluster"
+        results = self.inference(self.head, features, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
+        if self.embedding_head is not None:
+            embeddings = self.embedding_head(features).float()  # (N, R, D)
+            for image_embeddings, image_size, instances in zip(embeddings, images.image_sizes, results, strict=True):
+                instances.embeddings = self._read(image_embeddings, instances, image_size, padded_size)
+        return [{"instances": x} for x in results]
+
+    def _read(
+        self, embeddings: torch.Tensor, instances: Instances, image_size: tuple[int, int], padded_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Mean embedding (n, D) of each detection's cells, from those of all cells (R, D)."""
+        cells, valid = embedding_cells(
+            self.embedding_read,
+            instances,
+            image_size=image_size,
+            padded_size=padded_size,
+            num_grids=self.head.num_grids,
+            scale_ranges=self.scale_ranges,
+            sigma=self.sigma,
+            pool_levels=self.pool_levels,
+        )
+        weight = valid[..., None].to(embeddings.dtype)
+        return (embeddings[cells] * weight).sum(dim=1) / weight.sum(dim=1)

@@ -1,0 +1,99 @@
+"""Areas, boxes, centres and overlaps of binary masks."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["box_iou", "centers_of_mass", "mask_areas", "mask_intersections", "mask_iou", "masks_to_boxes"]
+
+_CHUNK_BYTES = 64 << 20  # of float copies of the masks alive at a time
+
+
+def _count(masks: torch.Tensor, dim: int) -> torch.Tensor:
+    """Number of set pixels along ``dim`` 1 (rows, giving (n, W)) or 2 (columns, giving (n, H)) of masks (n, H, W), int32.
+
+    Bytes are summed into bytes, 255 at a time so that none overflows: on a CPU some 20 times as fast as summing into wider integers.
+    """
+    pixels = (masks if masks.dtype == torch.bool else masks != 0).view(torch.uint8)
+    total = None
+    for part in pixels.split(255, dim):
+        count = part.sum(dim, dtype=torch.uint8).int()
+        total = count if total is None else total.add_(count)
+    return total
+
+
+def mask_areas(masks: torch.Tensor) -> torch.Tensor:
+    """Set pixels of each mask: (n, H, W) bool -> (n,) float32."""
+    return _count(masks, 1).sum(1).float()
+
+
+def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Tight boxes of masks (n, H, W): (n, 4) float32 XYXY with exclusive right and bottom; zeros for an empty mask."""
+    ends = []
+    for dim in (1, 2):  # x, then y
+        used = _count(masks, dim) > 0  # (n, W) or (n, H)
+        index = torch.arange(1, used.shape[1] + 1, device=masks.device, dtype=torch.int32)
+        last = (used * index).amax(1)
+        first = used.shape[1] - (used * index.flip(0)).amax(1)
+        ends.append((torch.minimum(first, last), last))  # an empty mask has last = 0
+    (x1, x2), (y1, y2) = ends
+    return torch.stack([x1, y1, x2, y2], dim=1).float()
+
+
+def centers_of_mass(masks: torch.Tensor) -> torch.Tensor:
+    """Mean pixel index of each mask: (n, H, W) -> (n, 2) float32 (x, y); (0, 0) for an empty mask."""
+    centers = []
+    for dim in (1, 2):
+        count = _count(masks, dim).double()  # sums of indices pass 2^24, beyond float32's integers
+        index = torch.arange(count.shape[1], device=masks.device, dtype=torch.float64)
+        centers.append((count * index).sum(1) / count.sum(1).clamp(min=1))
+    return torch.stack(centers, dim=1).float()
+
+
+def mask_intersections(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Common pixels of each mask of ``a`` (n, H, W) with each of ``b`` (m, H, W): (n, m) float32.
+
+    A matrix product in float32 (exact up to 2^24 pixels; half precision would not be), over blocks of pixels so that memory stays bounded.
+    """
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"Masks of {tuple(a.shape[1:])} and {tuple(b.shape[1:])} pixels cannot be compared; resize them to one size.")
+    same = a is b
+    a = (a if a.dtype == torch.bool else a != 0).flatten(1)
+    b = a if same else (b if b.dtype == torch.bool else b != 0).flatten(1)
+    total = torch.zeros((len(a), len(b)), device=a.device)
+    step = max(1024, _CHUNK_BYTES // (4 * max(1, len(a) + len(b))))
+    with torch.autocast(a.device.type, enabled=False):
+        for start in range(0, a.shape[1], step):
+            part = a[:, start : start + step].float()
+            other = part if same else b[:, start : start + step].float()
+            total.addmm_(part, other.t())
+    return total
+
+
+def mask_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of masks (n, H, W) and (m, H, W): (n, m) float32; 0 where the union is empty.
+
+    Raises:
+        ValueError: the two sets have different sizes.
+    """
+    inter = mask_intersections(a, b)
+    area_a = mask_areas(a)
+    area_b = area_a if a is b else mask_areas(b)
+    union = area_a[:, None] + area_b[None, :] - inter
+    return inter / union.clamp(min=1)
+
+
+def box_iou(a: torch.Tensor, b: torch.Tensor, plus_one: bool = False) -> torch.Tensor:
+    """Intersection over union of XYXY boxes (n, 4) and (m, 4): (n, m) float32; 0 where the union is empty.
+
+    Args:
+        plus_one: right and bottom count as inclusive pixels, so every side is one longer (the convention of MaskTrack R-CNN, METHOD 5.4).
+    """
+    one = 1.0 if plus_one else 0.0
+    a, b = a.float(), b.float()
+    area_a = (a[:, 2:] - a[:, :2] + one).clamp(min=0).prod(1)
+    area_b = (b[:, 2:] - b[:, :2] + one).clamp(min=0).prod(1)
+    sides = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2]) + one
+    inter = sides.clamp(min=0).prod(2)
+    union = area_a[:, None] + area_b[None, :] - inter
+    return torch.where(union > 0, inter / union, torch.zeros_like(inter))

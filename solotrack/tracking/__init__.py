@@ -1,0 +1,19 @@
+"""Online trackers (registered in Detectron2's TRACKER_HEADS_REGISTRY) and the finalising of tracks."""
+
+from .base import OnlineTracker, build_tracker, select_instances
+from .distance_tracker import DistanceTracker
+from .embedding_tracker import EmbeddingTracker
+from .finalize import TrackRecorder
+from .iou_tracker import IoUTracker
+from .memory import TrackMemory
+
+__all__ = [
+    "DistanceTracker",
+    "EmbeddingTracker",
+    "IoUTracker",
+    "OnlineTracker",
+    "TrackMemory",
+    "TrackRecorder",
+    "build_tracker",
+    "select_instances",
+]

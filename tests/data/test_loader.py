@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from itertools import chain, islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from solotrack.config import ConfigError, load_config
+from solotrack.data.annotation_file import DatasetError
+from solotrack.data.catalog import register_custom
+from solotrack.data.frames import FrameError
+from solotrack.data.loader import SeededDataset, TrainBatchSampler, build_train_loader, build_video_loader
+
+
+def slow_batches(groups: list[int], batch_size: int, seed: int, count: int) -> list[list[tuple[int, int]]]:
+    """One image at a time: into its group's bucket, out when the bucket is full."""
+    buckets, batches, epoch = {group: [] for group in groups}, [], 0
+    while len(batches) < count:
+        for index in np.random.default_rng([seed, epoch]).permutation(len(groups)).tolist():
+            bucket = buckets[groups[index]]
+            bucket.append(index)
+            if len(bucket) == batch_size:
+                batches.append([(image, len(batches) * batch_size + slot) for slot, image in enumerate(bucket)])
+                bucket.clear()
+        epoch += 1
+    return batches[:count]
+
+
+GROUPINGS = {
+    "one group": [0] * 11,
+    "two groups": [0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 0, 1],
+    "a group of one": [0, 0, 0, 1, 0, 0, 0, 0],
+    "one image": [0],
+    "as many as a batch": [0] * 4,
+}
+
+
+@pytest.mark.parametrize("name", GROUPINGS)
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_batches_are_those_of_buckets_filled_one_by_one(name, batch_size):
+    groups = GROUPINGS[name]
+    expected = slow_batches(groups, batch_size, seed=5, count=60)
+    for start in (*range(25), 47):
+        sampler = TrainBatchSampler(groups, batch_size, seed=5, start_iter=start)
+        assert list(islice(sampler, 60 - start)) == expected[start:]
+    assert list(islice(TrainBatchSampler(groups, batch_size, seed=5), 60)) == expected
+
+
+def test_starting_late_is_quick():
+    """Batch one billion comes without walking through those before it."""
+    groups = [0, 1, 0, 0, 1] * 200
+    batch = next(iter(TrainBatchSampler(groups, 16, seed=0, start_iter=10**9)))
+    assert [position for _, position in batch] == list(range(16 * 10**9, 16 * 10**9 + 16))
+    assert len({groups[index] for index, _ in batch}) == 1
+
+
+def test_every_image_comes_once_an_epoch_and_groups_do_not_mix():
+    groups = GROUPINGS["two groups"]
+    seen = Counter()
+    for batch in islice(TrainBatchSampler(groups, 4, seed=1), 130):  # 40 epochs
+        assert len({groups[index] for index, _ in batch}) == 1
+        seen.update(index for index, _ in batch)
+    assert set(seen) == set(range(13)) and max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_epochs_and_seeds_differ():
+    first, second = islice(TrainBatchSampler([0] * 50, 50, seed=0), 2)
+    other = next(iter(TrainBatchSampler([0] * 50, 50, seed=1)))
+    orders = [[index for index, _ in batch] for batch in (first, second, other)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1] and orders[0] != orders[2]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_global_batch(world_size):
+    groups = GROUPINGS["two groups"]
+    pieces = [
+        list(islice(TrainBatchSampler(groups, 6, 5, start_iter=3, rank=rank, world_size=world_size), 20)) for rank in range(world_size)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*pieces, strict=True)] == slow_batches(groups, 6, 5, 23)[3:]
+    assert all(len(batch) == 6 // world_size for piece in pieces for batch in piece)
+
+
+def test_impossible_batches():
+    with pytest.raises(ValueError, match="no images"):
+        TrainBatchSampler([], 2, 0)
+    with pytest.raises(ValueError, match="3 images cannot be split equally over 2"):
+        TrainBatchSampler([0, 0], 3, 0, world_size=2)
+
+
+def draw(record: dict) -> tuple:
+    return record["i"], random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+
+def test_samples_depend_on_seed_and_position_alone():
+    dataset = SeededDataset([{"i": i} for i in range(5)], draw, seed=3)
+    assert len(dataset) == 5
+    sample = dataset[2, 40]
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert dataset[2, 40] == sample
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before  # noqa: NPY002
+    others = [dataset[2, 41], dataset[2, 2**33], SeededDataset([{"i": 2}], draw, seed=4)[0, 40]]
+    for other in others:
+        assert all(a != b for a, b in zip(other[1:], sample[1:], strict=True))
+
+
+def test_the_states_are_put_back_after_an_error():
+    def fail(record):
+        np.random.random()  # noqa: NPY002
+        raise ValueError("broken image")
+
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    with pytest.raises(ValueError, match="broken image"):
+        SeededDataset([{}], fail, seed=0)[0, 0]
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+@pytest.fixture
+def coco(tmp_path: Path):
+    """Writes a COCO set of 7 images, 3 of them upright; the last has no annotation."""
+
+    def _write(name: str = "set", names: tuple[str, ...] = ("ant", "bee"), empty_from: int = 6) -> list[str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        images, annotations = [], []
+        for i in range(7):
+            height, width = (40, 32) if i % 2 else (32, 40)
+            pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / f"{i}.png"), pixels)
+            images.append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+            if i < empty_from:
+                square = [4.0, 4.0, 20.0, 4.0, 20.0, 20.0, 4.0, 20.0]
+                annotations.append({"id": i + 1, "image_id": i, "category_id": 1 + i % 2, "iscrowd": 0, "segmentation": [square]})
+        categories = [{"id": i + 1, "name": n} for i, n in enumerate(names)]
+        (folder / "set.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        return [f"{tmp_path.name}_{name}", str(folder / "set.json"), str(folder)]
+
+    return _write
+
+
+def config(entries: list[list[str]], *overrides: str) -> CfgNode:
+    fixed = {
+        "DATASETS.CUSTOM.IMAGES": str(entries),
+        "DATASETS.TRAIN": str(tuple(entry[0] for entry in entries)),
+        "MODEL.SOLO.NUM_CLASSES": "2",
+        "SEED": "7",
+        "INPUT.MIN_SIZE_TRAIN": "(24, 32, 40)",
+        "SOLVER.IMS_PER_BATCH": "4",
+        "DATALOADER.NUM_WORKERS": "0",
+    }
+    cfg = load_config("", [*chain(*fixed.items()), *overrides])
+    register_custom(cfg)
+    return cfg
+
+
+def flatten(batches: list) -> list:
+    return [
+        (d["image_id"], d["image"].tolist(), d["instances"].gt_masks.tensor.tolist(), d["instances"].gt_ids.tolist())
+        + ((d["second_view"]["image"].tolist(),) if "second_view" in d else ())
+        for batch in batches
+        for d in batch
+    ]
+
+
+def test_same_batches_for_any_number_of_workers_and_after_a_resume(coco):
+    entry = coco()
+    views = ["MODEL.SOLO_TRACK.EMB.VIEWS", "2"]
+    expected = flatten(list(islice(build_train_loader(config([entry], *views)), 6)))
+    assert len({tuple(map(str, sample[1:])) for sample in expected}) == 24  # no sample comes twice
+    for workers in (1, 2):
+        loader = build_train_loader(config([entry], "DATALOADER.NUM_WORKERS", str(workers), *views))
+        assert loader.persistent_workers
+        assert flatten(list(islice(loader, 6))) == expected
+    assert flatten(list(islice(build_train_loader(config([entry], *views), start_iter=4), 2))) == expected[16:]
+
+
+def test_a_loader_leaves_the_global_random_state_alone(coco):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(iter(build_train_loader(config([coco()]))))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_aspect_ratio_grouping(coco):
+    cfg = config([coco()], "INPUT.MIN_SIZE_TRAIN", "(32,)")
+    for batch in islice(build_train_loader(cfg), 6):
+        assert len({d["image"].shape for d in batch}) == 1
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    assert any(len({d["image"].shape for d in batch}) == 2 for batch in islice(build_train_loader(cfg), 6))
+
+
+def test_images_without_annotations(coco):
+    entry = coco()
+    loader = build_train_loader(config([entry], "DATALOADER.ASPECT_RATIO_GROUPING", "False"))
+    assert {d["image_id"] for batch in islice(loader, 6) for d in batch} == set(range(6))
+    loader = build_train_loader(
+        config([entry], "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "DATALOADER.ASPECT_RATIO_GROUPING", "False")
+    )
+    samples = [d for batch in islice(loader, 7) for d in batch]
+    assert {d["image_id"] for d in samples} == set(range(7))
+    assert all(len(d["instances"]) == (d["image_id"] != 6) for d in samples)
+
+
+def test_no_instances_at_all(coco):
+    with pytest.raises(DatasetError, match="FILTER_EMPTY_ANNOTATIONS False"):
+        build_train_loader(config([coco(empty_from=0)]))
+
+
+def test_fewer_images_than_a_batch_and_two_sets(coco):
+    cfg = config([coco("a"), coco("b")], "SOLVER.IMS_PER_BATCH", "32")
+    batch = next(iter(build_train_loader(cfg)))
+    assert len(batch) == 32
+    files = {Path(d["file_name"]).parent.name for d in batch}
+    assert files == {"a", "b"}
+
+
+def test_ranks_get_the_pieces_of_one_process_batch(coco, monkeypatch):
+    cfg = config([coco()])
+    whole = flatten(list(islice(build_train_loader(cfg), 3)))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    pieces = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        pieces.append(list(islice(build_train_loader(cfg), 3)))
+    assert flatten([list(chain(*parts)) for parts in zip(*pieces, strict=True)]) == whole
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH \(3\) must be a multiple of the number of processes \(2\)"):
+        build_train_loader(cfg)
+
+
+def test_a_negative_seed_is_drawn_once_for_all_processes(coco, monkeypatch):
+    cfg = config([coco()], "SEED", "-1")
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: 7)
+    drawn = flatten([next(iter(build_train_loader(cfg)))])
+    cfg.SEED = 7
+    assert flatten([next(iter(build_train_loader(cfg)))]) == drawn
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"], "the only one here is 'TrainingSampler'"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["MODEL.SOLO.NUM_CLASSES", "80"], r"NUM_CLASSES is 80 but .*_set has 2 categories \(ant, bee\); set .* to 2"),
+    ],
+)
+def test_configs_that_cannot_work(coco, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build_train_loader(config([coco()], *overrides))
+
+
+def test_an_image_that_breaks_is_named(coco):
+    entry = coco()
+    for file in Path(entry[2]).glob("[2-4].png"):
+        file.write_bytes(file.read_bytes()[:200])
+    loader = build_train_loader(config([entry], "SOLVER.IMS_PER_BATCH", "6"))
+    with pytest.raises(FrameError, match=r"[234]\.png cannot be read"):
+        next(iter(loader))
+
+
+def test_video_loader(tmp_path, monkeypatch):
+    videos = [{"id": i, "height": 4, "width": 4, "length": 1, "file_names": [f"{i}.png"]} for i in range(5)]
+    for i in range(5):
+        (tmp_path / f"{i}.png").touch()
+    (tmp_path / "v.json").write_text(json.dumps({"videos": videos}))
+    name = f"{tmp_path.name}_videos"
+    cfg = load_config("", ["DATASETS.CUSTOM.VIDEOS", str([[name, str(tmp_path / "v.json"), str(tmp_path)]])])
+    register_custom(cfg)
+    batches = list(build_video_loader(cfg, name))
+    assert [[v["video_id"] for v in batch] for batch in batches] == [[0], [1], [2], [3], [4]]
+    assert batches[0][0]["file_names"] == [str(tmp_path / "0.png")]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        shares += [v["video_id"] for (v,) in build_video_loader(cfg, name)]
+    assert shares == [0, 1, 2, 3, 4]
+    (tmp_path / "v.json").write_text(json.dumps({"videos": []}))
+    with pytest.raises(DatasetError, match=f"{name} is empty"):
+        build_video_loader(cfg, name)
+
+
+def test_video_loader_wants_videos(coco):
+    entry = coco()
+    cfg = config([entry])
+    with pytest.raises(ConfigError, match="set of images; tracking needs videos"):
+        build_video_loader(cfg, entry[0])

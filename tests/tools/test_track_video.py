@@ -1,0 +1,215 @@
+"""tools/track_video.py from the command line's arguments to the files."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from solotrack.config import load_config
+from solotrack.data.frames import open_frames
+from solotrack.engine.checkpoint import AtomicCheckpointer
+from solotrack.engine.predictor import VideoPredictor
+from solotrack.visualization.video_writer import VideoWriter
+
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_small_resnet_fpn_backbone",
+    "MODEL.SMALL_RESNET.STEM_CHANNELS": "8",
+    "MODEL.SMALL_RESNET.CHANNELS": "[8, 12, 16, 24]",
+    "MODEL.FPN.IN_FEATURES": "['res2', 'res3', 'res4', 'res5']",
+    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.SOLO.NUM_CLASSES": "3",
+    "MODEL.SOLO.NUM_GRIDS": "[8, 6, 4, 3, 2]",
+    "MODEL.SOLO.CHANNELS": "16",
+    "MODEL.SOLO.NUM_GROUPS": "4",
+    "MODEL.SOLO.NUM_CONVS": "1",
+    "MODEL.SOLO.UPDATE_THRESH": "0.0",
+    "MODEL.SOLO_TRACK.EMB.CHANNELS": "16",
+    "MODEL.SOLO_TRACK.EMB.NUM_CONVS": "1",
+    "MODEL.SOLO_TRACK.EMB.DIM": "8",
+    "TRACKER_HEADS.SCORE_THRESH": "0.0",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "TEST.FRAMES_PER_BATCH": "3",
+    "DATASETS.TRAIN": "()",
+}
+
+
+@pytest.fixture(scope="module")
+def tool(repo_root):
+    spec = importlib.util.spec_from_file_location("track_video", repo_root / "tools" / "track_video.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> list[str]:
+    """Options that name a config and a checkpoint. The weights are random and the scores spread out, so every frame has detections."""
+    folder = tmp_path_factory.mktemp("model")
+    cfg = load_config("", [word for pair in TINY.items() for word in pair])
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    AtomicCheckpointer(model, str(folder)).save("model")
+    return ["--config-file", str(folder / "config.yaml"), "--weights", str(folder / "model.pth"), "--device", "cpu"]
+
+
+@pytest.fixture
+def frames(tmp_path) -> Path:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for i in range(12):  # f10 comes after f2
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / f"f{i}.png")
+    return folder
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def read_csv(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_folder(tool, trained, frames, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    assert tool.main([*trained, "--input", str(frames), "--output", str(out), "--fps", "6"]) == 0
+    assert names_in(out) == ["overlay.mp4", "results.json", "tracks.csv", "video.json"]
+    assert "in 12 frames" in capsys.readouterr().out
+
+    expected = VideoPredictor(load_config(trained[1], ["MODEL.WEIGHTS", trained[3]])).track(frames)
+    results = json.loads((out / "results.json").read_text())
+    assert results == expected.results() and len(results) > 0
+    video = json.loads((out / "video.json").read_text())["videos"][0]
+    assert video["length"] == 12 and (video["height"], video["width"]) == (48, 64)
+    assert [Path(name).name for name in video["file_names"]] == [f"f{i}.png" for i in range(12)]
+
+    rows = read_csv(out / "tracks.csv")
+    assert len(rows) == sum(rle is not None for r in results for rle in r["segmentations"])
+    for row in rows:
+        rle = results[[track.id for track in expected.tracks].index(int(row["track_id"]))]["segmentations"][int(row["frame"])]
+        assert int(row["area"]) == mask_util.area(rle)
+        assert float(row["time_s"]) == pytest.approx(int(row["frame"]) / 6, abs=1e-3)
+
+    overlay = open_frames(out / "overlay.mp4")
+    assert overlay.fps == 6
+    shown = list(overlay)
+    assert len(shown) == 12 and shown[0].image.shape == (48, 64, 3)
+
+
+def test_video_file_thinned_out(tool, trained, frames, tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", fps=12) as writer:
+        for frame in open_frames(frames):
+            writer.write(frame.image)
+    out = tmp_path / "out"
+    options = ["--input", str(tmp_path / "clip.mp4"), "--output", str(out), "--every", "3", "--max-frames", "2"]
+    assert tool.main([*trained, *options]) == 0
+    overlay = open_frames(out / "overlay.mp4")
+    assert overlay.fps == 4 and len(list(overlay)) == 2
+    assert {(row["frame"], row["time_s"]) for row in read_csv(out / "tracks.csv")} == {("0", "0.000"), ("1", "0.250")}
+    video = json.loads((out / "video.json").read_text())["videos"][0]
+    assert [name.rpartition("#")[2] for name in video["file_names"]] == ["0", "3"]
+
+
+def test_options_reach_the_config(tool, trained, frames, tmp_path):
+    options = ["--input", str(frames / "f0.png"), "--output", str(tmp_path / "out")]
+    args = tool.parser().parse_args([*trained, *options, "--tracker", "IoUTracker", "--score-thresh", "0.3", "TEST.FRAMES_PER_BATCH", "5"])
+    cfg = tool.config_from(args)
+    assert (cfg.TRACKER_HEADS.TRACKER_NAME, cfg.TRACKER_HEADS.SCORE_THRESH, cfg.TEST.FRAMES_PER_BATCH) == ("IoUTracker", 0.3, 5)
+    assert (trained[3], "cpu") == (cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE)
+    assert tool.main([*trained, *options, "--no-overlay", "--score-thresh", "1"]) == 0
+    assert names_in(tmp_path / "out") == ["results.json", "tracks.csv", "video.json"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
+    assert read_csv(tmp_path / "out" / "tracks.csv") == []
+
+
+def test_ctrl_c_writes_what_is_there(tool, trained, frames, tmp_path, monkeypatch, capsys):
+    draw, drawn = tool.draw_tracks, []
+
+    def draw_and_interrupt(*args):
+        drawn.append(1)
+        if len(drawn) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return draw(*args)
+
+    monkeypatch.setattr(tool, "draw_tracks", draw_and_interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "out"
+    assert tool.main([*trained, "--input", str(frames), "--output", str(out)]) == 0
+    assert "Stopped after 5 frames" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(list(open_frames(out / "overlay.mp4"))) == 5
+    assert {len(r["segmentations"]) for r in json.loads((out / "results.json").read_text())} == {5}
+    assert json.loads((out / "video.json").read_text())["videos"][0]["length"] == 5
+
+    def draw_and_insist(*args):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(tool, "draw_tracks", draw_and_insist)
+    assert tool.main([*trained, "--input", str(frames), "--output", str(tmp_path / "none")]) == 130
+    assert names_in(tmp_path / "none") == []
+
+
+def test_corrupt_frame_keeps_the_old_files(tool, trained, frames, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text("old")
+    data = (frames / "f7.png").read_bytes()
+    (frames / "f7.png").write_bytes(data[: len(data) // 2])
+    assert tool.main([*trained, "--input", str(frames), "--output", str(out)]) == 2
+    assert "f7.png cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert names_in(out) == ["results.json"] and (out / "results.json").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"--input": "no/such/clip.mp4"}, "no file, folder or pattern no/such/clip.mp4"),
+        ({"--input": "camera:99"}, "camera 99"),
+        ({"--weights": "no/such/model.pth"}, "no/such/model.pth"),
+        ({"--weights": ""}, "No weights"),
+        ({"--config-file": "no/such/config.yaml"}, "no/such/config.yaml"),
+        ({"--tracker": "BestTracker"}, "BestTracker"),
+        ({"--score-thresh": "2"}, "TRACKER_HEADS.SCORE_THRESH"),
+        ({"--every": "0"}, "--every"),
+        ({"--fps": "0"}, "--fps"),
+        ({"TRACKER_HEADS.SCORE_TRESH": "0.1"}, "Did you mean TRACKER_HEADS.SCORE_THRESH"),
+    ],
+)
+def test_errors_are_one_sentence(tool, trained, frames, tmp_path, capsys, change, text):
+    options = dict(zip(trained[::2], trained[1::2], strict=True)) | {"--input": str(frames), "--output": str(tmp_path / "out")} | change
+    assert tool.main([word for pair in options.items() for word in pair]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and text in line
+    assert not (tmp_path / "out").exists() or names_in(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(tool, trained, frames, tmp_path, capsys):
+    assert tool.main([*trained[:4], "--device", "cuda", "--input", str(frames), "--output", str(tmp_path)]) == 2
+    assert "use --device cpu" in capsys.readouterr().err
+
+
+def test_command_line(repo_root, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(repo_root), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(repo_root / "tools" / "track_video.py")]
+    run = subprocess.run([*command, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    for word in ("overlay.mp4", "tracks.csv", "camera:0", "--score-thresh", "KEY VALUE"):
+        assert word in run.stdout

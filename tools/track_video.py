@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Find and track the instances of a video, without any labels of it.
+
+  a video file     tools/track_video.py --config-file C.yaml --weights model_final.pth --input clip.mp4 --output out
+  a folder         tools/track_video.py ... --input frames/ --fps 6        (images in natural order: f2.jpg before f10.jpg)
+  a pattern        tools/track_video.py ... --input 'frames/*_left.png'    (quoted)
+  a camera         tools/track_video.py ... --input camera:0               (Ctrl-C ends it)
+
+It writes to the output folder, once the video is through or Ctrl-C was pressed:
+  overlay.mp4      the frames with masks and labels "#identity class score"; an identity keeps its colour
+  results.json     the tracks in YouTube-VIS' result format: [{video_id, category_id, score, segmentations: an RLE or null a frame}, ...]
+  video.json       the video and the category names that results.json refers to, in YouTube-VIS' format
+  tracks.csv       a row for each track in each frame: frame, time_s, track_id, category, score, x1, y1, x2, y2, area (pixels)
+
+Frames are read, tracked and drawn as a stream, so a video may be of any length. Too many weak detections: raise --score-thresh.
+Identities that swap or split: see TRACKER_HEADS in solotrack/config.py. Too little memory: lower TEST.FRAMES_PER_BATCH.
+Words after the options are config overrides: KEY VALUE KEY VALUE ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+import solotrack  # noqa: F401  (registers models, trackers and data sets)
+from solotrack.config import ConfigError, load_config
+from solotrack.data.catalog import register_custom
+from solotrack.data.frames import FrameError, FrameSource, open_frames
+from solotrack.engine.checkpoint import CheckpointError
+from solotrack.engine.predictor import VideoPredictor, VideoTracks
+from solotrack.visualization.overlay import draw_tracks
+from solotrack.visualization.video_writer import VideoWriter
+
+_DEFAULT_FPS = 10.0  # of an overlay whose frames come without a rate
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        "--config-file", required=True, metavar="FILE", help="the config the weights were trained with, e.g. config.yaml beside them"
+    )
+    result.add_argument("--weights", default="", metavar="FILE", help="the checkpoint (default: MODEL.WEIGHTS of the config)")
+    result.add_argument("--input", required=True, metavar="VIDEO", help="video file, folder of images, quoted pattern, image, or camera:0")
+    result.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be, files in it are replaced")
+    result.add_argument("--fps", type=float, metavar="F", help="frames a second of the video read (default: its own, or 10 for images)")
+    result.add_argument("--every", type=int, default=1, metavar="K", help="take every K-th frame only")
+    result.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames taken")
+    result.add_argument(
+        "--score-thresh", type=float, metavar="S", help="score a detection needs to be tracked (TRACKER_HEADS.SCORE_THRESH)"
+    )
+    result.add_argument("--tracker", metavar="NAME", help="EmbeddingTracker, DistanceTracker or IoUTracker (TRACKER_HEADS.TRACKER_NAME)")
+    result.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    result.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
+    result.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return result
+
+
+def config_from(args: argparse.Namespace) -> CfgNode:
+    """The config with the options' values in it."""
+    overrides = ["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")]
+    for key, value in (
+        ("MODEL.WEIGHTS", args.weights),
+        ("TRACKER_HEADS.SCORE_THRESH", args.score_thresh),
+        ("TRACKER_HEADS.TRACKER_NAME", args.tracker),
+    ):
+        if value not in (None, ""):
+            overrides += [key, value]
+    return load_config(args.config_file, [*overrides, *args.opts])
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[list[bool]]:
+    """Let the first Ctrl-C ask for an orderly end (the list yielded becomes non-empty) and a second one end the program at once."""
+    asked: list[bool] = []
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def track_video(
+    predictor: VideoPredictor, source: FrameSource, output: Path, fps: float | None = None, overlay: bool = True
+) -> VideoTracks:
+    """Track a video and write its files to ``output``; ``fps`` where the source has none, or another one."""
+    fps = fps or source.fps
+    collector = predictor.collector(fps)
+    with (
+        stop_on_interrupt() as stop,
+        VideoWriter(output / "overlay.mp4", fps or _DEFAULT_FPS) as writer,
+        tqdm(total=source.length, unit="frame") as bar,
+    ):
+        for frame, instances in predictor.stream(source, collector):
+            if overlay:
+                image = frame.image if source.image_format == "RGB" else frame.image[..., ::-1]
+                writer.write(draw_tracks(image, instances, predictor.class_names))
+            bar.update()
+            if stop:
+                bar.write(f"Stopped after {frame.index + 1} frames; writing what is there.")
+                break
+    tracks = collector.finish()
+    tracks.save_results(output / "results.json")
+    tracks.save_video_json(output / "video.json")
+    tracks.save_csv(output / "tracks.csv")
+    return tracks
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.every < 1 or (args.max_frames is not None and args.max_frames < 1) or (args.fps is not None and not args.fps > 0):
+        raise ConfigError("--every and --max-frames must be at least 1, and --fps greater than 0.")
+    if args.device and args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
+    cfg = config_from(args)
+    register_custom(cfg)
+    source = open_frames(
+        args.input, cfg.INPUT.FORMAT, every=args.every, max_frames=args.max_frames
+    )  # wrong paths show before the model is built
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    tracks = track_video(VideoPredictor(cfg), source, output, args.fps / args.every if args.fps else None, not args.no_overlay)
+    print(f"{len(tracks.tracks)} tracks in {tracks.length} frames -> {output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        run(args)
+    except torch.OutOfMemoryError:
+        print("error: the GPU's memory is not enough; lower TEST.FRAMES_PER_BATCH or INPUT.MIN_SIZE_TEST.", file=sys.stderr)
+    except (ConfigError, CheckpointError, FrameError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    else:
+        return 0
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

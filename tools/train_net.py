@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Train or evaluate SOLO-Track.
+
+  train            tools/train_net.py --config-file projects/quickstart/configs/solo_track.yaml
+  on 8 GPUs        tools/train_net.py --config-file ... --num-gpus 8
+  continue         tools/train_net.py --config-file ... --resume
+  evaluate         tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/quickstart/model_final.pth
+
+Words after the options are config overrides: KEY VALUE KEY VALUE ... Every key, its default and its source stand in solotrack/config.py.
+Results, checkpoints, TensorBoard events and the config in force go to OUTPUT_DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+
+import solotrack  # noqa: F401  (registers models, trackers and data sets)
+from solotrack.config import ConfigError, load_config
+from solotrack.data.annotation_file import DatasetError
+from solotrack.data.catalog import check_test_categories, model_class_names, register_custom
+from solotrack.data.frames import FrameError
+from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
+from solotrack.engine.evaluation import evaluate
+from solotrack.engine.trainer import NonFiniteLossError, Trainer
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--config-file", default="", metavar="FILE", help="yaml file; see projects/*/configs")
+    result.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, step for step as if never stopped")
+    result.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST and stop")
+    result.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, one a GPU (without GPUs: CPU processes)")
+    result.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines taking part")
+    result.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0")
+    result.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0; 'auto' on one machine")
+    result.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return result
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    register_custom(cfg)
+    check_test_categories(cfg)
+    cfg.DATASETS.CLASS_NAMES = model_class_names(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    logging.getLogger("solotrack").setLevel(logging.INFO)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        AtomicCheckpointer(model, cfg.OUTPUT_DIR).load_for_inference(cfg.MODEL.WEIGHTS)
+        evaluate(cfg, model)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        load_config(args.config_file, args.opts)  # a wrong key stops here, before any process starts
+        launch(run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    except (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, FileNotFoundError) as error:
+        if comm.is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
