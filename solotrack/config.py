@@ -100,6 +100,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     aug = cfg.INPUT.AUG = CfgNode()
     aug.COLOR = 0.0  # strength of the brightness, contrast and saturation jitter; 0 = off
     aug.SCALE_RANGE = [1.0, 1.0]  # extra random zoom of the one-view mapper about the image centre
+    aug.STRONG = False  # augment a single view as INPUT.VIEWS does: literal and two-view training then see the same kind of pictures
     views = cfg.INPUT.VIEWS = CfgNode()  # strong views of EMB.VIEWS = 2, M15
     views.SHIFT = 0.35  # largest shift, share of the image side
     views.SCALE_RANGE = [0.6, 1.5]
@@ -141,6 +142,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     trk.NEW_THRESH = 0.5  # of softmax, bisoftmax and masa: a weaker best match starts a track, M5.3
     trk.COS_MIN = 0.3  # softmax only: cosine a match needs while there is one track (softmax is 1 there), M5.3
     trk.ASSIGN = "greedy"  # or "hungarian", M5.3
+    trk.LOSER = "drop"  # what becomes of a detection whose tracks all went to better ones: "drop", or "new" for a track of its own
     trk.PROTO_UPDATE = "ema"  # "last", "ema" or "mean", M5.3, A11
     trk.PROTO_MOMENTUM = 0.5  # share of the new embedding in "ema", M5.3
     trk.RETAIN = 0  # frames an unseen track is kept; 0 = for the whole video, M5.3
@@ -199,6 +201,7 @@ _CHOICES = {
     "TRACKER_HEADS.SIM": ("softmax_null", "softmax", "bisoftmax", "masa"),
     "TRACKER_HEADS.METRIC": ("auto", "dot", "cosine"),
     "TRACKER_HEADS.ASSIGN": ("greedy", "hungarian"),
+    "TRACKER_HEADS.LOSER": ("drop", "new"),
     "TRACKER_HEADS.PROTO_UPDATE": ("last", "ema", "mean"),
     "TRACKER_HEADS.CUES.IOU_TYPE": ("box", "mask"),
     "TRACKER_HEADS.IOU.TYPE": ("mask", "box"),

@@ -66,7 +66,7 @@ class ImageMapper:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         num_views = cfg.MODEL.SOLO_TRACK.EMB.VIEWS
         aug, views = cfg.INPUT.AUG, cfg.INPUT.VIEWS
-        if num_views == 2:
+        if num_views == 2 or aug.STRONG:
             similarity = RandomSimilarity(views.SHIFT, views.SCALE_RANGE, views.ROTATION, views.FLIP)
             view = RandomView([similarity, ColorJitter(views.COLOR, cfg.INPUT.FORMAT)], views.MIN_VISIBLE)
         else:

@@ -30,11 +30,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from pycocotools import mask as mask_api
 from tqdm import tqdm
 
-from ..ops.rle import encode_masks, rle_areas
+from ..ops.rle import rle_areas, rle_to_json
 from .synthetic_motion import camera_path, draw_cast, draw_places, draw_trajectories
 from .synthetic_objects import CATEGORIES
 from .synthetic_scene import apply_look, draw_background, draw_look, render_scene
@@ -201,7 +200,7 @@ def _write_media(folder: Path, parameters: SyntheticParameters, workers: int, pr
     if workers == 1:
         collect(map(write, items))
     else:
-        with ProcessPoolExecutor(min(workers, len(items)), _process_context(), _use_one_thread) as pool:
+        with ProcessPoolExecutor(min(workers, len(items)), _process_context(), cv2.setNumThreads, (1,)) as pool:
             collect(pool.map(write, items, chunksize=max(1, min(16, len(items) // (4 * workers)))))
     return records
 
@@ -213,11 +212,6 @@ def _process_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imported once, not once a worker
     return context
-
-
-def _use_one_thread() -> None:
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 def _write_item(folder: Path, parameters: SyntheticParameters, item: tuple[str, int]) -> dict[str, Any]:
@@ -312,8 +306,11 @@ def _media_folder(split: str) -> str:
 
 def _encode(masks: np.ndarray) -> list[tuple[dict[str, Any], float, list[float]]]:
     """Compressed RLE, area and xywh box of each of (N, H, W) bool masks."""
-    rles = encode_masks(masks)
-    boxes = mask_api.toBbox(rles).tolist() if rles else []
+    if len(masks) == 0:
+        return []
+    # Straight from the arrays: a detour over tensors costs more than the encoding, in threads.
+    rles = [rle_to_json(rle) for rle in mask_api.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))]
+    boxes = mask_api.toBbox(rles).tolist()
     return list(zip(rles, rle_areas(rles).astype(float).tolist(), boxes, strict=True))
 
 

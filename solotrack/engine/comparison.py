@@ -13,7 +13,7 @@ from ..config import check_config
 from ..data.catalog import load_dataset
 from ..evaluation.ytvis_evaluator import YTVISEvaluator
 from ..tracking.base import build_tracker
-from .streaming import VideoTracker, tracked_categories
+from .streaming import VideoTracker, scored_categories, tracked_categories
 
 __all__ = ["TRACKERS", "compare_trackers"]
 
@@ -51,7 +51,11 @@ def compare_trackers(
         variant.merge_from_list(list(overrides))
         check_config(variant)
         built[name] = build_tracker(variant, class_ids=sorted(tracked_categories(variant, dataset_name)))
-    evaluators = {name: YTVISEvaluator(dataset_name, os.path.join(output, name.replace(" ", "_"))) for name in built}
+    category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, dataset_name)
+    evaluators = {
+        name: YTVISEvaluator(dataset_name, os.path.join(output, name.replace(" ", "_")), category_ids, cfg.DATASETS.VIDEO_SUBSET)
+        for name in built
+    }
     for evaluator in evaluators.values():
         evaluator.reset()
     video_tracker = VideoTracker.from_config(cfg, model, dataset_name).eval()

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError
-from ..data.categories import subset_category_ids
+from ..data.catalog import dataset_metadata
 from ..data.loader import build_video_loader
 from ..data.mappers import ImageMapper
 from ..evaluation.ytvis_evaluator import YTVISEvaluator
-from .streaming import VideoTracker
+from .streaming import VideoTracker, scored_categories
 
 __all__ = ["evaluate", "evaluate_images", "evaluate_videos"]
 
@@ -33,7 +33,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
         model = model.module
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        kind = MetadataCatalog.get(name).get("evaluator_type")
+        kind = dataset_metadata(name).get("evaluator_type")
         if kind not in ("coco", "ytvis"):
             raise ConfigError(f"DATASETS.TEST names {name}, which is registered neither as COCO images nor as YouTube-VIS videos.")
         run = evaluate_images if kind == "coco" else evaluate_videos
@@ -55,9 +55,8 @@ def evaluate_images(cfg: CfgNode, model: nn.Module, name: str) -> dict:
 
 def evaluate_videos(cfg: CfgNode, model: nn.Module, name: str) -> dict:
     """Tube AP of a YouTube-VIS data set with the tracker of TRACKER_HEADS."""
-    category_ids = None
-    if cfg.DATASETS.VIDEO_CATEGORIES != "all":
-        category_ids = subset_category_ids(MetadataCatalog.get(name).categories, cfg.DATASETS.VIDEO_CATEGORIES)
+    dataset_metadata(name)  # completes what the evaluator reads
+    category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, name)
     evaluator = YTVISEvaluator(name, _folder(cfg, name), category_ids, cfg.DATASETS.VIDEO_SUBSET)
     return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(cfg, name), evaluator) or {}
 

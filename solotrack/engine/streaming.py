@@ -25,7 +25,7 @@ from ..ops.rle import encode_masks
 from ..tracking.base import OnlineTracker, build_tracker
 from ..tracking.finalize import TrackRecorder
 
-__all__ = ["VideoTracker", "amp_dtype", "record", "track_detections", "tracked_categories"]
+__all__ = ["VideoTracker", "amp_dtype", "record", "scored_categories", "track_detections", "tracked_categories"]
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,26 @@ def track_detections(
         yield frame, instances
 
 
+def _categories(dataset_name: str) -> list[dict[str, Any]]:
+    metadata = dataset_metadata(dataset_name)
+    return [{"id": i, "name": metadata.thing_classes[c]} for i, c in metadata.thing_dataset_id_to_contiguous_id.items()]
+
+
+def scored_categories(cfg: CfgNode, dataset_name: str) -> list[int]:
+    """Category ids of a video data set that are scored (DATASETS.VIDEO_CATEGORIES), whether the model knows them or not."""
+    return subset_category_ids(_categories(dataset_name), cfg.DATASETS.VIDEO_CATEGORIES)
+
+
 def tracked_categories(cfg: CfgNode, dataset_name: str) -> dict[int, int]:
     """Class of the model -> category id of a video data set, for the classes that are scored there (DATASETS.VIDEO_CATEGORIES).
 
     Videos without categories keep the model's classes, numbered from 1.
     """
-    metadata = dataset_metadata(dataset_name)
-    categories = [{"id": i, "name": metadata.thing_classes[c]} for i, c in metadata.thing_dataset_id_to_contiguous_id.items()]
+    categories = _categories(dataset_name)
     if not categories:
         return _numbered_from_one(cfg.MODEL.SOLO.NUM_CLASSES)
+    scored = set(scored_categories(cfg, dataset_name))
     mapping = class_to_dataset_id(model_class_names(cfg), categories)
-    scored = set(subset_category_ids(categories, cfg.DATASETS.VIDEO_CATEGORIES))
     return {label: category for label, category in mapping.items() if category in scored}
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 __all__ = ["box_iou", "centers_of_mass", "mask_areas", "mask_intersections", "mask_iou", "masks_to_boxes"]
 
 _CHUNK_BYTES = 64 << 20  # of float copies of the masks alive at a time
+_BLOCK = 128  # bytes of 0 and 1 that are summed into one byte
 
 
 def _count(masks: torch.Tensor, dim: int) -> torch.Tensor:
     """Number of set pixels along ``dim`` 1 (rows, giving (n, W)) or 2 (columns, giving (n, H)) of masks (n, H, W), int32.
 
-    Bytes are summed into bytes, 255 at a time so that none overflows: on a CPU some 20 times as fast as summing into wider integers.
+    Bytes are summed into bytes, 128 at a time so that none overflows: on a CPU some 20 times as fast as summing into wider integers.
     """
     pixels = (masks if masks.dtype == torch.bool else masks != 0).view(torch.uint8)
-    total = None
-    for part in pixels.split(255, dim):
-        count = part.sum(dim, dtype=torch.uint8).int()
-        total = count if total is None else total.add_(count)
-    return total
+    extra = -pixels.shape[dim] % _BLOCK
+    if extra:
+        pixels = F.pad(pixels, (0, extra) if dim == 2 else (0, 0, 0, extra))
+    blocks = pixels.unflatten(dim, (pixels.shape[dim] // _BLOCK, _BLOCK))
+    return blocks.sum(dim + 1, dtype=torch.uint8).sum(dim, dtype=torch.int32)
 
 
 def mask_areas(masks: torch.Tensor) -> torch.Tensor:

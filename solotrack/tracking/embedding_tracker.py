@@ -143,6 +143,7 @@ class EmbeddingTracker(OnlineTracker):
             "cos_min": trk.COS_MIN,
             "proto_update": trk.PROTO_UPDATE,
             "proto_momentum": trk.PROTO_MOMENTUM,
+            "loser": trk.LOSER,
             "cues": trk.CUES.ENABLED,
             "cue_score": trk.CUES.SCORE,
             "cue_iou": trk.CUES.IOU,

@@ -62,13 +62,13 @@ def random_tube(rng: np.random.Generator, length: int, near: list[np.ndarray | N
     tube: list[np.ndarray | None] = []
     for t in range(length):
         mask = box_mask(x + t, y, x + t + w, y + h)
-        if near is not None and t < len(near) and rng.random() < 0.9:
+        if near is not None and t < len(near) and rng.random() < 0.95:
             if near[t] is None:
                 tube.append(None)
                 continue
-            mask = np.roll(near[t], rng.integers(-1, 2), axis=int(rng.integers(2)))
-            mask[rng.random((H, W)) < 0.04] ^= 1
-        tube.append(None if rng.random() < 0.15 else mask)
+            mask = np.roll(near[t], rng.random() < 0.3, axis=int(rng.integers(2)))
+            mask[rng.random((H, W)) < 0.01] ^= 1
+        tube.append(None if rng.random() < 0.1 else mask)
     return tube
 
 
@@ -196,7 +196,7 @@ def test_random_cases_are_worth_it(monkeypatch):
     monkeypatch.setattr(ytvis, "AREA_RANGES", SMALL_RANGES)
     cases = [random_case(seed) for seed in range(12)]
     aps = [evaluate_ytvis(*case).stats["AP"] for case in cases]
-    assert 0.1 < np.mean(aps) < 0.9
+    assert 0.15 < np.mean(aps) < 0.9
     annotations = [a for truth, _ in cases for a in truth["annotations"]]
     assert any(a["iscrowd"] for a in annotations)
     assert any(a["id"] == 0 for a in annotations)
@@ -326,8 +326,9 @@ def test_unknown_choices_are_errors():
 
 
 def test_a_negative_run_is_an_error_where_pycocotools_would_not_end():
-    mask = np.zeros((H, W), np.uint8)
-    mask.T.reshape(-1)[10:40] = 1
+    mask = np.zeros(W * H, np.uint8)
+    mask[10:40] = 1
+    mask = mask.reshape(W, H).T
     truth = annotation_file([annotation([mask], 1)], [video(1, 1)])
     # runs 10, 45, -15, 5, 123: 168 pixels in all, 50 in the foreground
     rle = {"size": [H, W], "counts": ":]1AhNZ4"}

@@ -15,7 +15,7 @@ def random_masks(n: int, height: int, width: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(masks)
 
 
-@pytest.mark.parametrize(("height", "width"), [(7, 11), (40, 64), (300, 520)])  # the last passes a byte's 255 both ways
+@pytest.mark.parametrize(("height", "width"), [(7, 11), (40, 64), (300, 520)])  # the last passes a byte both ways
 def test_areas_boxes_and_centers_of_each_mask(height: int, width: int) -> None:
     masks = random_masks(12, height, width, seed=height)
     masks[2] = False

@@ -111,12 +111,15 @@ def downscale_masks(masks: torch.Tensor, factor: int, size: tuple[int, int]) -> 
     The masks are placed top-left in a canvas of ``factor * size`` pixels.
     """
     pixels = masks.view(torch.uint8)
-    total = pixels.new_zeros((len(masks), *size))
     middle = ((factor - 1) // 2, factor // 2)
-    for row in middle:
-        for column in middle:
-            part = pixels[:, row::factor, column::factor]
-            total[:, : part.shape[1], : part.shape[2]] += part
+    rows = pixels.new_zeros((len(masks), size[0], masks.shape[2]))
+    for start in middle:
+        part = pixels[:, start::factor]
+        rows[:, : part.shape[1]] += part
+    total = pixels.new_zeros((len(masks), *size))
+    for start in middle:
+        part = rows[:, :, start::factor]
+        total[:, :, : part.shape[2]] += part
     return (total >= 2).view(torch.uint8)
 
 
