@@ -6,11 +6,14 @@ Keys that Detectron2 already has keep Detectron2's meaning (``INPUT.*``, ``SOLVE
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 __all__ = ["ConfigError", "add_solotrack_config", "check_config", "load_config", "tracker_similarity"]
@@ -191,10 +194,12 @@ _CHOICES = {
     "MODEL.SOLO_TRACK.EMB.VIEWS": (1, 2),
     "MODEL.SOLO_TRACK.ME.MODE": ("none", "paper", "offdiag", "minimize"),
     "MODEL.SOLO_TRACK.EMB_READ": ("cell", "center_region", "cluster"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MASK_FORMAT": ("bitmask",),
     "DATASETS.VIDEO_CATEGORIES": ("all", "name20", "sem19"),
     "DATASETS.VIDEO_SUBSET": ("any", "all"),
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.AMP.DTYPE": ("auto", "float16", "bfloat16"),
     "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker"),
@@ -240,6 +245,7 @@ _RANGES = {
     "MODEL.SOLO_TRACK.EMB.LOO_NULL": (0, _INF),
     "MODEL.SOLO_TRACK.ME.WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.ME.START_ITER": (0, _INF),
+    "INPUT.MIN_SIZE_TEST": (0, _INF),
     "INPUT.AUG.COLOR": (0, 1),
     "INPUT.VIEWS.SHIFT": (0, 1),
     "INPUT.VIEWS.ROTATION": (0, 180),
@@ -248,6 +254,7 @@ _RANGES = {
     "INPUT.VIEWS.MIN_VISIBLE": (0, 1),
     "SOLVER.IMS_PER_BATCH": (1, _INF),
     "SOLVER.BASE_LR": (0, _INF),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (_EPS, _INF),
     "SOLVER.MAX_ITER": (0, _INF),
     "SOLVER.CHECKPOINT_PERIOD": (1, _INF),
     "TEST.EVAL_PERIOD": (0, _INF),
@@ -282,6 +289,12 @@ def _flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def _is_interval(value: object) -> bool:
+    """Whether it is [smallest, largest]."""
+    pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value)
+    return pair and value[0] <= value[1]
+
+
 def check_config(cfg: CfgNode) -> None:
     """Check every value that can be checked before any work starts.
 
@@ -302,10 +315,10 @@ def check_config(cfg: CfgNode) -> None:
         if flat[key] is not None and not isinstance(flat[key], (int, float)):
             faults.append(f"{key} is {flat[key]!r}; it must be a number or None.")
     for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE"):
-        if len(flat[key]) != 2 or not 0 < flat[key][0] <= flat[key][1]:
+        if not _is_interval(flat[key]) or not flat[key][0] > 0:
             faults.append(f"{key} is {flat[key]!r}; it must be two factors, 0 < smallest <= largest.")
     for key in ("DATASETS.CUSTOM.IMAGES", "DATASETS.CUSTOM.VIDEOS"):
-        if any(len(entry) != 3 for entry in flat[key]):
+        if not all(isinstance(entry, (list, tuple)) and [type(x) for x in entry] == [str] * 3 for entry in flat[key]):
             faults.append(f"{key} is {flat[key]!r}; each entry must be [name, json file, folder].")
 
     solo = cfg.MODEL.SOLO
@@ -313,8 +326,12 @@ def check_config(cfg: CfgNode) -> None:
     for key in ("STRIDES", "NUM_GRIDS", "SCALE_RANGES"):
         if len(solo[key]) != levels:
             faults.append(f"MODEL.SOLO.{key} has {len(solo[key])} entries but MODEL.SOLO.IN_FEATURES names {levels} levels; give one for each.")
-    if any(len(r) != 2 or r[0] > r[1] for r in solo.SCALE_RANGES):
+    if not all(map(_is_interval, solo.SCALE_RANGES)):
         faults.append(f"MODEL.SOLO.SCALE_RANGES is {solo.SCALE_RANGES}; each entry must be [smallest, largest] in pixels.")
+    if not all(isinstance(size, int) and size >= 1 for size in solo.NUM_GRIDS):
+        faults.append(f"MODEL.SOLO.NUM_GRIDS is {solo.NUM_GRIDS}; each entry must be a whole number, at least 1.")
+    if not all(isinstance(stride, int) and stride >= 2 and stride % 2 == 0 for stride in solo.STRIDES):
+        faults.append(f"MODEL.SOLO.STRIDES is {solo.STRIDES}; each entry must be an even number of pixels, for masks come at half of it.")
     emb = cfg.MODEL.SOLO_TRACK.EMB
     for node, name in ((solo, "MODEL.SOLO"), (emb, "MODEL.SOLO_TRACK.EMB")):
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
@@ -345,21 +362,40 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
     """
     cfg = get_cfg()
     add_solotrack_config(cfg)
-    known = list(_flatten(cfg))
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file)
+    known = _flatten(cfg)
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"There is no config file {config_file}; check the path (relative to {os.getcwd()}).")
+        with _faults_explained(known, f"{config_file} is not a config file"):
+            cfg.merge_from_file(config_file, allow_unsafe=False)  # yaml alone, no Python objects
+    with _faults_explained(known, "Config overrides must be KEY VALUE pairs"):
         cfg.merge_from_list(list(overrides))
-    except (KeyError, AssertionError) as error:  # yacs raises the one for files, the other for overrides
-        missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
-        if not missing:
-            raise ConfigError(f"Config overrides must be KEY VALUE pairs: {error}") from error
-        near = difflib.get_close_matches(missing[1], known, n=3, cutoff=0.5)
-        raise ConfigError(f"There is no config key {missing[1]}." + (f" Did you mean {' or '.join(near)}?" if near else "")) from error
-    except ValueError as error:
-        raise ConfigError(f"A config value has the wrong type: {error}") from error
+    emptied = [key for key, value in _flatten(cfg).items() if value is None and known.get(key) is not None]
+    if emptied:
+        raise ConfigError(f"{', '.join(emptied)} must have a value, not None.")
     check_config(cfg)
     return cfg
+
+
+@contextlib.contextmanager
+def _faults_explained(known: Iterable[str], otherwise: str) -> Iterator[None]:
+    """Turn what yacs raises into a ConfigError that names the key, or begins with ``otherwise`` where it is not about a key."""
+    try:
+        yield
+    except (KeyError, AssertionError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
+        mistyped = re.search(r"Type mismatch \(<class '([\w.]+)'> vs\. <class '([\w.]+)'>\).* for config key: ([\w.]+)", text)
+        if missing:
+            near = difflib.get_close_matches(missing[1], known, n=3, cutoff=0.5)
+            text = f"There is no config key {missing[1]}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+        elif mistyped:
+            wanted, given = (name.rpartition(".")[2].replace("CfgNode", "section") for name in mistyped.groups()[:2])
+            hint = "; write 1.0 for 1" if (wanted, given) == ("float", "int") else ""
+            text = f"{mistyped[3]} must be of type {wanted}, not {given}{hint}."
+        else:
+            text = f"{otherwise}: {text}"
+        raise ConfigError(text) from error
 
 
 def tracker_similarity(cfg: CfgNode) -> tuple[str, float]:

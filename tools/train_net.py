@@ -13,11 +13,12 @@ Results, checkpoints, TensorBoard events and the config in force go to OUTPUT_DI
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 import solotrack  # noqa: F401  (registers models, trackers and data sets)
 from solotrack.config import ConfigError, load_config
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     cfg.DATASETS.CLASS_NAMES = model_class_names(cfg)
     cfg.freeze()
     default_setup(cfg, args)
-    logging.getLogger("solotrack").setLevel(logging.INFO)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="solotrack")
     if args.eval_only:
         model = Trainer.build_model(cfg)
         AtomicCheckpointer(model, cfg.OUTPUT_DIR).load_for_inference(cfg.MODEL.WEIGHTS)
@@ -60,15 +61,25 @@ def run(args: argparse.Namespace) -> None:
     trainer.train()
 
 
+def work(args: argparse.Namespace) -> None:
+    """``run`` in one of the processes; faults that a user can mend end it with a sentence."""
+    try:
+        run(args)
+    except (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def main() -> None:
     args = parser().parse_args()
     try:
         load_config(args.config_file, args.opts)  # a wrong key stops here, before any process starts
-        launch(run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-    except (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, FileNotFoundError) as error:
-        if comm.is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+        launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    except (ConfigError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except ProcessExitedException as stopped:
+        raise SystemExit(stopped.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ _SYNONYMS = {"car": "sedan", "motorcycle": "motorbike"}  # one spelling for the 
 
 
 def canonical_name(name: str) -> str:
-    """One spelling for a category, whatever case, spaces and data set it comes from: "Tennis racket" -> "tennis_racket", "car" -> "sedan"."""
+    """One spelling for a category, whatever its case, spaces and data set: "Tennis racket" -> "tennis_racket", "car" -> "sedan"."""
     name = name.strip().lower().replace(" ", "_")
     return _SYNONYMS.get(name, name)
 

@@ -19,6 +19,8 @@ TEXTURES = ("stripes", "waves", "checks", "dots", "rings", "sectors", "blobs", "
 SUPERSAMPLE = 2  # patches and scenes are drawn at this many samples a pixel and side
 
 _PATCH_BORDER = 2  # transparent samples around a patch, so that warping never meets an opaque edge
+_RIM_COLOR = (20, 20, 24)  # RGB
+_RIM_WIDTH = 0.05  # of the part inside the outline, share of the longest side
 _SAMPLES_PER_CYCLE = 5.0  # shortest texture period in pixels of the image
 _KIND_BONUS = 30.0  # Lab units that a different texture is worth beside a different colour
 
@@ -81,6 +83,8 @@ def draw_object(rng: np.random.Generator, category: int, extent: float, others: 
     cv2.fillPoly(alpha, [fixed_point], 255, cv2.LINE_AA, 4)
     appearance = draw_appearance(rng, [other.appearance for other in others])
     rgb = _paint(appearance, side, extent * SUPERSAMPLE)
+    # A dark rim, the same for all: whatever an object's texture and what is behind it, its shape can be seen.
+    cv2.polylines(rgb, [fixed_point], True, _RIM_COLOR, round(2 * _RIM_WIDTH * extent * SUPERSAMPLE), cv2.LINE_AA, 4)
     area = float(alpha.sum()) / (255 * SUPERSAMPLE**2)
     return SceneObject(category, extent, area, appearance, np.dstack([rgb, alpha]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from typing import Any
 
 import torch
@@ -48,8 +49,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
     moment leaves the previous checkpoint in force. Files load with ``weights_only=True``; model-zoo pickles may hold arrays alone.
     """
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Save model and checkpointables as ``save_dir/name.pth``.
+
+        Args:
+            name: of the file.
+            tag: make it the checkpoint that a resumed run continues from.
+            kwargs: more to put into the file.
 
         Raises:
             CheckpointError: the file could not be written (a full disk, no permission); the previous checkpoint is untouched.
@@ -62,11 +68,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
         try:
             with atomic_write(path, "wb") as file:
                 torch.save(data, file)
+            if tag:
+                self.tag_last_checkpoint(f"{name}.pth")
         except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
             raise CheckpointError(
                 f"Could not write {path}: {error}. Free some disk space or change OUTPUT_DIR, then continue with --resume; earlier checkpoints are whole."
             ) from error
-        self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
@@ -82,8 +89,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"There is no checkpoint {path}. Check MODEL.WEIGHTS; README.md says where weights come from.")
         try:
             return super().load(path, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
+        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if "weights_only" in reason:  # PyTorch's advice is to load it unsafely
+                reason = "it is damaged, or holds Python objects, which are not loaded"
             raise CheckpointError(f"{path} is not a readable checkpoint ({reason}). Copy it again, or take another file of that folder.") from error
         finally:
             self._parsed_url_during_load = None
@@ -111,6 +120,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return self._incompatible
 
     def _torch_load(self, f: str) -> dict[str, Any]:
+        if zipfile.is_zipfile(f):  # all but files of the oldest PyTorch, which itself does not look at check sums
+            with zipfile.ZipFile(f) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"the check sum of {damaged} in it is wrong")
         return torch.load(f, map_location="cpu", weights_only=True)
 
     def _load_file(self, filename: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class BestCheckpoint(HookBase):
         if not value > self.best:  # also False for NaN
             return
         self.best = value
-        self.checkpointer.save("model_best")
+        self.checkpointer.save("model_best", tag=False)  # a resumed run continues from the periodic checkpoints
         with atomic_write(self.note) as file:
             json.dump({"metric": self.metric, "value": value, "iteration": iteration}, file)
         logging.getLogger(__name__).info(f"Best {self.metric} so far: {value:.3f} at iteration {iteration}.")

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 __all__ = ["PlanError", "Stage", "run_plan", "run_stage"]
 
@@ -80,11 +81,12 @@ def run_plan(
 
     Raises:
         PlanError: at the end, with every failure.
-        ValueError: a stage needs one that does not exist.
+        ValueError: a stage needs one that does not exist, or stages need one another.
     """
     unknown = {need for stage in stages for need in stage.needs} - {stage.name for stage in stages}
     if unknown:
         raise ValueError(f"The plan needs stages that it does not have: {', '.join(sorted(unknown))}.")
+    TopologicalSorter({stage.name: stage.needs for stage in stages}).prepare()  # its CycleError names the circle
     report = report or (lambda stage, outcome: None)
     waiting = list(stages)
     done: set[str] = set()

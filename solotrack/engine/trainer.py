@@ -120,8 +120,11 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        model = create_ddp_model(model, broadcast_buffers=False)
         device_type = torch.device(cfg.MODEL.DEVICE).type
+        # FPN outputs that no head reads have a convolution without gradients, which DistributedDataParallel must be told of.
+        unread = not set(model.backbone.output_shape()) <= set(cfg.MODEL.SOLO.IN_FEATURES)
+        processes = {"device_ids": None} if device_type == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread, **processes)
         # On a GPU a look at the losses makes the host wait; every 20 steps is what the writers print.
         period = 1 if device_type == "cpu" else 20
         clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -149,7 +152,8 @@ class Trainer(DefaultTrainer):
         if cfg.DATASETS.TEST:
             result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
             if comm.is_main_process() and cfg.TEST.EVAL_PERIOD > 0:
-                result.append(BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer))
+                first = f"{cfg.DATASETS.TEST[0]}/" if len(cfg.DATASETS.TEST) > 1 else ""
+                result.append(BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer, f"{first}segm/AP"))
         if comm.is_main_process():
             result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return result

@@ -25,6 +25,7 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 MAX_TRACKS = (1, 10, 100)  # tracks scored of each video and category
 AREA_RANGES = np.array([[0, 1e5**2], [0, 128**2], [128**2, 256**2], [256**2, 1e5**2]])  # pixels, ends included: all, small, medium, large
+_FRAMES_AT_ONCE = 5  # compared before asking again which tracks can still match
 _SIZES = ("", "s", "m", "l")
 
 logger = logging.getLogger(__name__)
@@ -133,43 +134,52 @@ def tube_ious(dts: Sequence[Track], gts: Sequence[Track], needed: float = 0.0) -
 
     Args:
         dts, gts: D and G tracks of one video.
-        needed: IoUs below it are of no use. Pairs whose areas alone keep them below may be left at 0, which saves their masks' comparison.
+        needed: IoUs below it are of no use and come as 0. Masks of pairs that cannot reach it any more are not compared.
 
     Returns:
         (D, G) float64; 0 for an empty union.
+
+    Raises:
+        YTVISFormatError: a mask has runs that pycocotools could not compare.
     """
     frames = min(max(len(t.rles) for t in dts), max(len(t.rles) for t in gts))
     dt_area, dt_has = _padded_areas(dts, frames)
     gt_area, gt_has = _padded_areas(gts, frames)
     both = dt_has[:, None] & gt_has  # (D, G, T)
-    smaller = (np.minimum(dt_area[:, None], gt_area) * both).sum(-1)
-    total = ((dt_area[:, None] + gt_area) * both).sum(-1)
-    # the intersection is at most the sum of the smaller areas
-    reachable = (smaller > 0) & (smaller >= needed * (total - smaller))
-    rows, columns = np.flatnonzero(reachable.any(1)), np.flatnonzero(reachable.any(0))
-    ious = np.zeros((len(dts), len(gts)))
-    if len(rows):
-        block = np.ix_(rows, columns)
-        shared = _intersections([dts[i] for i in rows], [gts[j] for j in columns], dt_area[rows], gt_area[columns], both[block])
-        ious[block] = shared / np.maximum(total[block] - shared, 1)
-    return ious
+    smaller = np.minimum(dt_area[:, None], gt_area)  # 0 where either is absent
+    total = ((dt_area[:, None] + gt_area) * both).sum(-1)  # (D, G)
+    # An intersection is at most the smaller area. Frame by frame, what it is takes the place of what it could be.
+    shared = smaller.sum(-1)
+    for begin in range(0, frames, _FRAMES_AT_ONCE):
+        able = _reach(shared, total, needed)
+        rows, columns = np.flatnonzero(able.any(1)), np.flatnonzero(able.any(0))
+        if not len(rows):
+            break
+        here = slice(begin, begin + _FRAMES_AT_ONCE)
+        found = _intersections([dts[i] for i in rows], [gts[j] for j in columns], dt_area[rows, here], gt_area[columns, here], begin)
+        shared[np.ix_(rows, columns)] -= smaller[rows][:, columns, here].sum(-1) - found
+    return np.where(_reach(shared, total, needed), shared / np.maximum(total - shared, 1), 0.0)
 
 
-def _intersections(dts: list[Track], gts: list[Track], dt_area: np.ndarray, gt_area: np.ndarray, both: np.ndarray) -> np.ndarray:
-    """(D, G) pixels two tubes share, from areas (D, T), (G, T) and ``both`` (D, G, T), whether both lists reach the frame."""
-    ious = np.zeros(both.shape[2:] + both.shape[:2])  # (T, D, G)
+def _reach(shared: np.ndarray, total: np.ndarray, needed: float) -> np.ndarray:
+    """Whether shared pixels, of the sum of both areas, are enough for an IoU."""
+    return (shared > 0) & (shared >= needed * (total - shared))
+
+
+def _intersections(dts: list[Track], gts: list[Track], dt_area: np.ndarray, gt_area: np.ndarray, begin: int) -> np.ndarray:
+    """(D, G) pixels two tubes share in some frames from ``begin`` on, from their areas there (D, F), (G, F)."""
+    ious = np.zeros((dt_area.shape[1], len(dts), len(gts)))
     nowhere = _empty_mask(dts[0], gts[0])
     plain = [0] * len(gts)  # crowds are compared as any other track
-    for t in np.flatnonzero(dt_area.any(0) & gt_area.any(0)).tolist():
-        masks = [_mask_at(d, t) for d in dts]
+    for f in np.flatnonzero(dt_area.any(0) & gt_area.any(0)).tolist():
+        masks = [_mask_at(d, begin + f) for d in dts]
         for track, rle in zip(dts, masks, strict=True):
             if rle and has_negative_runs(rle["counts"]):
-                raise YTVISFormatError(f"prediction {track.id}: segmentations[{t}]: broken RLE: its counts hold a negative run")
-        ious[t] = coco_mask.iou([rle or nowhere for rle in masks], [_mask_at(g, t) or nowhere for g in gts], plain)
+                raise YTVISFormatError(f"{track.name}: segmentations[{begin + f}]: broken RLE: its counts hold a negative run")
+        ious[f] = coco_mask.iou([rle or nowhere for rle in masks], [_mask_at(g, begin + f) or nowhere for g in gts], plain)
     # iou = shared / (sum - shared) in whole numbers, so rounding gives back the exact number of shared pixels
     area = dt_area.T[:, :, None] + gt_area.T[:, None, :]
-    shared = np.rint(ious * area / (1 + ious)).astype(np.int64)
-    return (shared * both.transpose(2, 0, 1)).sum(0)
+    return np.rint(ious * area / (1 + ious)).astype(np.int64).sum(0)
 
 
 def _mask_at(track: Track, frame: int) -> dict[str, Any] | None:

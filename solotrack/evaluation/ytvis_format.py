@@ -76,6 +76,7 @@ class Track:
     """One object through a video: a ground truth or a prediction."""
 
     id: int  # of the annotation; a prediction's place in the file
+    name: str  # what messages call it
     video_id: int
     category_id: int
     score: float  # 1 for ground truth
@@ -103,7 +104,7 @@ def load_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        data = _read_zip(path) if path.suffix == ".zip" else path.read_bytes()
+        data = _read_zip(path) if path.suffix.lower() == ".zip" else path.read_bytes()
     except OSError as error:
         raise YTVISFormatError(f"{path}: cannot be read: {error.strerror or error}") from None
     with _no_garbage_collection():
@@ -186,7 +187,7 @@ def read_predictions(
     faults, lengths = _Faults(), _Faults()
     tracks: list[Track] = []
     for place, prediction in enumerate(data):
-        track = _read_prediction(prediction, place, ground_truth, faults, faults if strict else lengths)
+        track = _read_prediction(prediction, place, source, ground_truth, faults, faults if strict else lengths)
         if track is not None:
             tracks.append(track)
     _measure(tracks, ground_truth.videos, faults)
@@ -233,7 +234,8 @@ def _read_annotation(record: Any, where: str, videos: dict[int, Video], categori
         shown = [area for area in record["areas"] if area]
         mean_area = float(np.mean(shown)) if shown else 0.0
         areas = _by_frame(rles, rle_areas([rle for rle in rles if rle]))
-        return Track(record["id"], record["video_id"], record["category_id"], 1.0, bool(record.get("iscrowd", 0)), mean_area, rles, areas)
+        crowd = bool(record.get("iscrowd", 0))
+        return Track(record["id"], where, record["video_id"], record["category_id"], 1.0, crowd, mean_area, rles, areas)
     return None
 
 
@@ -245,7 +247,7 @@ def _read_mask(mask: Any, video: Video, where: str, faults: _Faults) -> dict[str
         return None
 
 
-def _read_prediction(record: Any, place: int, ground_truth: GroundTruth, faults: _Faults, lengths: _Faults) -> Track | None:
+def _read_prediction(record: Any, place: int, source: str, ground_truth: GroundTruth, faults: _Faults, lengths: _Faults) -> Track | None:
     """The track with its areas still to be measured; what is faulty in it is left out, so that the rest is looked at too."""
     where = f"prediction {place}"
     if not _has_keys(record, ("video_id", "category_id", "score", "segmentations"), where, faults):
@@ -267,16 +269,16 @@ def _read_prediction(record: Any, place: int, ground_truth: GroundTruth, faults:
     rles = [None if frame in faulty else mask for frame, mask in enumerate(masks)] if faulty else masks
     if video is None:
         return None
-    return Track(place, record["video_id"], record["category_id"], float(score), False, 0.0, rles, _NO_AREAS)
+    return Track(place, f"{source}: {where}", record["video_id"], record["category_id"], float(score), False, 0.0, rles, _NO_AREAS)
 
 
 def _mask_fault(mask: Any, size: list[int] | None) -> str | None:
     """What is wrong with a predicted mask's form; its runs are measured later, many at a time."""
-    if not isinstance(mask, Mapping) or "size" not in mask or "counts" not in mask:
+    if type(mask) is not dict or "size" not in mask or "counts" not in mask:  # pycocotools takes nothing else
         return f"must be null or an RLE with 'size' and 'counts', not {_kind(mask)}"
     if not isinstance(mask["counts"], (str, bytes)):
         return "counts must be a compressed RLE string (pycocotools.mask.encode and frPyObjects make one)"
-    if size is not None and mask["size"] != size and (not isinstance(mask["size"], tuple) or list(mask["size"]) != size):
+    if size is not None and not _is_size(mask["size"], size):
         return f"size {_show(mask['size'])} is not the video's [height, width] = {size}"
     return None
 
@@ -336,12 +338,19 @@ def _new_id(value: Any, taken: Container, where: str, faults: _Faults) -> bool:
     return False
 
 
+def _is_size(value: Any, size: list[int]) -> bool:
+    return isinstance(value, (list, tuple)) and list(value) == size and [*map(type, value)] == [int, int]
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def _show(value: Any) -> str:
@@ -363,8 +372,8 @@ def _read_zip(path: Path) -> bytes:
                 names = ", ".join(archive.namelist()[:5]) or "nothing"
                 raise YTVISFormatError(f"{path}: needs results.json at its top level; it holds {names}")
             return archive.read("results.json")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise YTVISFormatError(f"{path}: damaged zip archive: {error}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way unknown here
+        raise YTVISFormatError(f"{path}: the zip archive cannot be read: {error}") from None
 
 
 @contextmanager

@@ -332,7 +332,7 @@ def test_a_negative_run_is_an_error_where_pycocotools_would_not_end():
     truth = annotation_file([annotation([mask], 1)], [video(1, 1)])
     # runs 10, 45, -15, 5, 123: 168 pixels in all, 50 in the foreground
     rle = {"size": [H, W], "counts": ":]1AhNZ4"}
-    with pytest.raises(YTVISFormatError, match=r"prediction 0: segmentations\[0\].*negative run"):
+    with pytest.raises(YTVISFormatError, match=r"^predictions: prediction 0: segmentations\[0\].*negative run"):
         evaluate_ytvis(truth, [{"video_id": 1, "category_id": 1, "score": 0.5, "segmentations": [rle]}])
 
 

@@ -105,6 +105,8 @@ def test_not_a_list(data):
         (prediction(segmentations=[{"counts": "x"}, None, None]), r"segmentations[0]: must be null or an RLE with 'size'"),
         (prediction(segmentations=[None, None, {"size": [H, W], "counts": [40, 8]}]), r"segmentations[2]: counts must be a compressed"),
         (prediction(segmentations=[None, None, SMALLER]), r"segmentations[2]: size [5, 8] is not the video's [height, width] = [6, 8]"),
+        (prediction(segmentations=[{**RLE, "size": [6.0, 8.0]}, None, None]), r"segmentations[0]: size [6.0, 8.0] is not"),
+        (prediction(score=10**400), "score must be a finite number, not 1000"),
         (prediction(segmentations=[{**RLE, "size": "68"}, None, None]), r"segmentations[0]: size '68' is not"),
         (
             prediction(segmentations=[None, None, {**SMALLER, "size": [H, W]}]),
@@ -277,7 +279,7 @@ class TestLoadJson:
     def test_damaged_zip(self, tmp_path: Path):
         path = tmp_path / "r.zip"
         path.write_bytes(b"PK nothing")
-        with pytest.raises(YTVISFormatError, match=r"r\.zip: damaged zip"):
+        with pytest.raises(YTVISFormatError, match=r"r\.zip: the zip archive cannot be read"):
             load_json(path)
 
     def test_zip_without_results(self, tmp_path: Path):

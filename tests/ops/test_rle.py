@@ -151,7 +151,7 @@ def test_measured_counts_see_every_broken_string():
     assert (pixels[len(cut) :] != 12 * 13).all()
 
 
-@pytest.mark.parametrize("text", ["", "PPPPPPPPPPPPPPP", "5P", "5é", "5\x005", "P\x00", "@"])
+@pytest.mark.parametrize("text", ["", "PPPPPPPPPPPPPPP", "5P", "5é", "5ð", "5\x005", "P\x00", "@"])
 def test_measured_counts_refuse_what_c_code_would_misread(text):
     """Cut numbers, bytes that end a C string, a negative first run."""
     assert measure_counts([text])[1].tolist() == [-1]

@@ -1,0 +1,142 @@
+"""A data set and a model that are small enough to be trained within a test, with the real files, config keys and code paths."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from solotrack.config import load_config
+from solotrack.data.catalog import register_custom
+from solotrack.data.synthetic import write_synthetic
+
+SIZE = 64  # pixels, of images and frames
+TRAIN_IMAGES, VAL_IMAGES, VIDEOS, FRAMES = 6, 2, 2, 3
+
+CONFIG = {
+    "VERSION": 2,
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_small_resnet_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.SMALL_RESNET.STEM_CHANNELS": 8,
+    "MODEL.SMALL_RESNET.CHANNELS": [8, 12, 16, 24],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.SOLO.NUM_CLASSES": 4,
+    "MODEL.SOLO.IN_FEATURES": ["p2", "p3", "p4"],
+    "MODEL.SOLO.STRIDES": [4, 4, 8],
+    "MODEL.SOLO.NUM_GRIDS": [8, 6, 4],
+    "MODEL.SOLO.SCALE_RANGES": [[1, 20], [14, 32], [24, 128]],
+    "MODEL.SOLO.NUM_CONVS": 1,
+    "MODEL.SOLO.CHANNELS": 16,
+    "MODEL.SOLO.NUM_GROUPS": 4,
+    "MODEL.SOLO_TRACK.EMB.DIM": 8,
+    "MODEL.SOLO_TRACK.EMB.NUM_CONVS": 1,
+    "MODEL.SOLO_TRACK.EMB.CHANNELS": 16,
+    "MODEL.SOLO_TRACK.ME.START_ITER": 2,
+    "INPUT.MIN_SIZE_TRAIN": [SIZE],
+    "INPUT.MIN_SIZE_TEST": SIZE,
+    "DATASETS.TRAIN": ["tiny_train"],
+    "DATASETS.TEST": [],
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.OPTIMIZER": "ADAMW",
+    "SOLVER.BASE_LR": 0.002,
+    "SOLVER.WARMUP_ITERS": 4,
+    "SOLVER.MAX_ITER": 8,
+    "SOLVER.STEPS": [],
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "TEST.FRAMES_PER_BATCH": 4,
+    "TEST.DECODE_WORKERS": 0,
+    "TRACKER_HEADS.CALIBRATION.IMAGES": 2,
+}
+
+
+@functools.cache
+def data_root() -> Path:
+    """The data set, written once a process and removed with it."""
+    folder = _temporary_folder()
+    counts = {"images": TRAIN_IMAGES, "val_images": VAL_IMAGES, "videos": VIDEOS, "unlabelled_videos": 1, "frames": FRAMES}
+    write_synthetic(Path(folder.name) / "tiny", seed=5, size=SIZE, **counts)
+    return Path(folder.name) / "tiny"
+
+
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="solotrack-tests-")  # deleted when the interpreter ends
+
+
+def custom_sets(root: Path) -> dict[str, list[list[str]]]:
+    """``DATASETS.CUSTOM`` of the data set: tiny_train, tiny_val, tiny_test and tiny_unlabelled."""
+    return {
+        "DATASETS.CUSTOM.IMAGES": [[f"tiny_{split}", str(root / f"{split}.json"), str(root / split)] for split in ("train", "val")],
+        "DATASETS.CUSTOM.VIDEOS": [
+            [f"tiny_{split}", str(root / f"{split}.json"), str(root / "videos" / split)] for split in ("test", "unlabelled")
+        ],
+    }
+
+
+def options(changes: dict[str, object] | None = None) -> dict[str, object]:
+    """Config key -> value of the tiny model on the tiny data, with ``changes``."""
+    return CONFIG | custom_sets(data_root()) | (changes or {})
+
+
+def words(changes: dict[str, object]) -> list[str]:
+    """KEY VALUE KEY VALUE ..., as on a command line."""
+    return [word for key, value in changes.items() for word in (key, value if isinstance(value, str) else repr(value))]
+
+
+def config(changes: dict[str, object] | None = None) -> CfgNode:
+    """The tiny config, its data sets registered."""
+    cfg = load_config("", words(options(changes)))
+    register_custom(cfg)
+    return cfg
+
+
+def write_config(path: str | os.PathLike, changes: dict[str, object] | None = None) -> str:
+    """Write the tiny config as yaml; returns its path."""
+    tree: dict = {}
+    for key, value in options(changes).items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    Path(path).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return str(path)
+
+
+def model(cfg: CfgNode, seed: int = 0, spread: float = 0.0) -> torch.nn.Module:
+    """A model with random weights.
+
+    Args:
+        cfg: its config.
+        seed: of the weights.
+        spread: standard deviation of SOLO's and the embedding head's weights; 0 leaves them as they start. A large one gives every image
+            detections and every cell an embedding of its own.
+    """
+    torch.manual_seed(seed)
+    built = build_model(cfg)
+    if spread:
+        for head in (built.head, built.embedding_head):
+            for parameter in head.parameters() if head is not None else ():
+                torch.nn.init.normal_(parameter, std=spread)
+    return built
+
+
+def detect_everything() -> dict[str, object]:
+    """Config changes with which a model of random weights detects something in every image."""
+    return {"MODEL.SOLO.UPDATE_THRESH": 0.0, "TRACKER_HEADS.SCORE_THRESH": 0.0}
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], keys: Sequence[str] | None = None) -> list[str]:
+    """Names of the entries of two state dicts that are not bitwise equal (NaN equals NaN)."""
+    assert a.keys() == b.keys()
+    return [key for key in (a if keys is None else keys) if not torch.equal(a[key].nan_to_num(1e9), b[key].nan_to_num(1e9))]
