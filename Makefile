@@ -3,6 +3,9 @@ OUTPUT ?= output
 BIN := .venv/bin
 STAMP := .venv/.ready
 
+# PyTorch's CPU threads spin while they wait unless told otherwise; on a shared machine that slows everything many times over.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help env quickstart ablation test lint clean
 help:
 	@echo "make env         set up .venv (about two minutes; nothing to do when it is ready)"

@@ -1,6 +1,6 @@
 """Every SOLO-Track config key: its default, its unit and where it comes from.
 
-Source tags: ``P`` = the paper, ``M`` = METHOD (the project's method notes, section number behind it), ``A`` = entry of its ambiguity register.
+Source tags: ``P`` = the paper, ``M`` = METHOD, the project's method notes (section number behind it), ``A`` = its ambiguity register.
 Keys that Detectron2 already has keep Detectron2's meaning (``INPUT.*``, ``SOLVER.*``, ``DATASETS.*``, ...).
 """
 
@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-__all__ = ["ConfigError", "add_solotrack_config", "check_config", "load_config", "tracker_similarity"]
+__all__ = ["ConfigError", "add_solotrack_config", "check_config", "check_device", "load_config", "tracker_similarity"]
 
 
 class ConfigError(ValueError):
@@ -30,6 +31,9 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.INPUT.FORMAT = "RGB"  # as torchvision's weights
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, M1.6
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]  # RGB, M1.6
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"  # any Detectron2 backbone whose outputs hold SOLO.IN_FEATURES
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.CHANNELS_LAST = False  # memory format of the network; the quicker one for convolutions on CPUs and tensor cores
 
     # The small backbone for two CPU cores (build_small_resnet_fpn_backbone)
@@ -45,7 +49,13 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     solo.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     solo.STRIDES = [8, 8, 16, 32, 32]  # pixels; the stride each level's feature is resized to before the heads, M1.1
     solo.NUM_GRIDS = [40, 36, 24, 16, 12]  # S of each level, M1.1
-    solo.SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]  # pixels, sqrt(box area) a level takes, ends included, M1.1
+    solo.SCALE_RANGES = [
+        [1, 96],
+        [48, 192],
+        [96, 384],
+        [192, 768],
+        [384, 2048],
+    ]  # pixels, sqrt(box area) a level takes, ends included, M1.1
     solo.SIGMA = 0.2  # epsilon: share of the box that is positive around the centre of mass, M1.3
     solo.NUM_CONVS = 7  # of the category and the mask tower, M1.2
     solo.CHANNELS = 256  # of both towers, M1.2
@@ -100,6 +110,11 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     # ---- data
     cfg.INPUT.MASK_FORMAT = "bitmask"
     cfg.INPUT.MIN_SIZE_TEST = 480  # M5.1, A8
+    stretch = cfg.INPUT.STRETCH = CfgNode()  # of every image's grey levels, in training and tracking, for data of very different exposure
+    stretch.ENABLED = False
+    stretch.LOW = 0.5  # percentile that becomes 0
+    stretch.HIGH = 99.8  # percentile that becomes 255
+    stretch.GAMMA = 1.0  # exponent after that; below 1 lifts faint objects
     aug = cfg.INPUT.AUG = CfgNode()
     aug.COLOR = 0.0  # strength of the brightness, contrast and saturation jitter; 0 = off
     aug.SCALE_RANGE = [1.0, 1.0]  # extra random zoom of the one-view mapper about the image centre
@@ -246,6 +261,9 @@ _RANGES = {
     "MODEL.SOLO_TRACK.ME.WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.ME.START_ITER": (0, _INF),
     "INPUT.MIN_SIZE_TEST": (0, _INF),
+    "INPUT.STRETCH.LOW": (0, 100),
+    "INPUT.STRETCH.HIGH": (0, 100),
+    "INPUT.STRETCH.GAMMA": (_EPS, _INF),
     "INPUT.AUG.COLOR": (0, 1),
     "INPUT.VIEWS.SHIFT": (0, 1),
     "INPUT.VIEWS.ROTATION": (0, 180),
@@ -255,7 +273,7 @@ _RANGES = {
     "SOLVER.IMS_PER_BATCH": (1, _INF),
     "SOLVER.BASE_LR": (0, _INF),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (_EPS, _INF),
-    "SOLVER.MAX_ITER": (0, _INF),
+    "SOLVER.MAX_ITER": (1, _INF),
     "SOLVER.CHECKPOINT_PERIOD": (1, _INF),
     "TEST.EVAL_PERIOD": (0, _INF),
     "TRACKER_HEADS.SCORE_THRESH": (0, 1),
@@ -325,7 +343,9 @@ def check_config(cfg: CfgNode) -> None:
     levels = len(solo.IN_FEATURES)
     for key in ("STRIDES", "NUM_GRIDS", "SCALE_RANGES"):
         if len(solo[key]) != levels:
-            faults.append(f"MODEL.SOLO.{key} has {len(solo[key])} entries but MODEL.SOLO.IN_FEATURES names {levels} levels; give one for each.")
+            faults.append(
+                f"MODEL.SOLO.{key} has {len(solo[key])} entries but MODEL.SOLO.IN_FEATURES names {levels} levels; give one for each."
+            )
     if not all(map(_is_interval, solo.SCALE_RANGES)):
         faults.append(f"MODEL.SOLO.SCALE_RANGES is {solo.SCALE_RANGES}; each entry must be [smallest, largest] in pixels.")
     if not all(isinstance(size, int) and size >= 1 for size in solo.NUM_GRIDS):
@@ -337,16 +357,35 @@ def check_config(cfg: CfgNode) -> None:
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             faults.append(f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS}).")
     if len(cfg.DATASETS.CLASS_NAMES) not in (0, solo.NUM_CLASSES):
-        faults.append(f"DATASETS.CLASS_NAMES has {len(cfg.DATASETS.CLASS_NAMES)} names; give MODEL.SOLO.NUM_CLASSES ({solo.NUM_CLASSES}), or none.")
+        faults.append(
+            f"DATASETS.CLASS_NAMES has {len(cfg.DATASETS.CLASS_NAMES)} names; give MODEL.SOLO.NUM_CLASSES ({solo.NUM_CLASSES}), or none."
+        )
+    for key in ("CHANNELS", "BLOCKS"):
+        numbers = cfg.MODEL.SMALL_RESNET[key]
+        if len(numbers) != 4 or not all(isinstance(number, int) and number >= 1 for number in numbers):
+            faults.append(f"MODEL.SMALL_RESNET.{key} is {numbers}; give four numbers of at least 1 each, for res2 to res5.")
     channels = cfg.MODEL.SMALL_RESNET.CHANNELS
-    if any(a == b for a, b in zip(channels, channels[1:], strict=False)):
+    if any(a == b for a, b in pairwise(channels)):
         faults.append(f"MODEL.SMALL_RESNET.CHANNELS is {channels}; neighbours must differ, for a block gets its shortcut from that.")
     if solo.FREEZE and not emb.ENABLED:
         faults.append("MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train.")
     if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
-        faults.append("TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; use DistanceTracker or IoUTracker with plain SOLO.")
+        faults.append(
+            "TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; "
+            "use DistanceTracker or IoUTracker with plain SOLO."
+        )
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def check_device(cfg: CfgNode) -> None:
+    """Check that MODEL.DEVICE is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch sees no GPU here; set MODEL.DEVICE to cpu.")
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
@@ -399,7 +438,7 @@ def _faults_explained(known: Iterable[str], otherwise: str) -> Iterator[None]:
 
 
 def tracker_similarity(cfg: CfgNode) -> tuple[str, float]:
-    """Metric ("dot" or "cosine") and scale of the tracker's similarity; as the embedding was trained unless TRACKER_HEADS says otherwise."""
+    """Metric ("dot" or "cosine") and scale of the tracker's similarity: as the embedding was trained, unless TRACKER_HEADS differs."""
     emb, trk = cfg.MODEL.SOLO_TRACK.EMB, cfg.TRACKER_HEADS
     metric = emb.SIM if trk.METRIC == "auto" else trk.METRIC
     return metric, trk.SCALE or (emb.SCALE if metric == "dot" else 1.0 / emb.TEMPERATURE)

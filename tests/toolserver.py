@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+_LIBRARIES = (
+    "detectron2.checkpoint",
+    "detectron2.data.datasets.coco",
+    "detectron2.engine",
+    "detectron2.evaluation",
+    "detectron2.modeling",
+    "detectron2.tracking.base_tracker",
+    "torch.utils.tensorboard",
+)
+_SECONDS = 120  # that a job may take; then it is killed
 
 
 @dataclass
@@ -75,14 +88,8 @@ def tool_server() -> ToolServer:
 
 
 def _serve() -> None:
-    import detectron2.checkpoint
-    import detectron2.data.datasets.coco
-    import detectron2.engine
-    import detectron2.evaluation
-    import detectron2.modeling
-    import detectron2.tracking.base_tracker
-    import torch.utils.tensorboard  # noqa: F401
-
+    for library in _LIBRARIES:
+        importlib.import_module(library)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job = json.loads(line)
@@ -106,6 +113,7 @@ def _run(job: dict) -> int:
         handle = os.open(path, flags, 0o600)
         os.dup2(handle, target)
         os.close(handle)
+    signal.alarm(_SECONDS)
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     sys.argv = job["argv"]

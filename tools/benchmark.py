@@ -548,14 +548,15 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable, text: str, config_required: bool = False) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--repeats", type=int, default=10, metavar="N", help="measurements of each (default: 10)")
         command.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
         command.add_argument("--threads", type=int, metavar="N", help="of PyTorch on the CPU (default: its own choice)")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="of made inputs and weights (default: 0)")
         command.add_argument("--json", metavar="FILE", help="write options, machine, table and every sample here")
-        command.add_argument("--config-file", default="", metavar="FILE", help="yaml file (default: the full-size defaults)")
+        text = "yaml file of the model" if config_required else "yaml file (default: SOLO's sizes)"
+        command.add_argument("--config-file", default="", required=config_required, metavar="FILE", help=text)
         command.set_defaults(run=run)
         return command
 
@@ -589,12 +590,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--detections", type=int, nargs="+", default=[1, 10, 50], metavar="N", help="in a frame (default: 1 10 50)")
     command.add_argument("--frames", type=int, default=20, metavar="N", help="of a video (default: 20)")
     command.add_argument("--dim", type=int, default=256, metavar="D", help="of an embedding (default: 256)")
-    command = add("stream", run_stream, "frames/s of a whole video and the time of each stage")
+    command = add("stream", run_stream, "frames/s of a whole video and the time of each stage", config_required=True)
     command.add_argument("--weights", metavar="FILE", help="checkpoint (default: random weights, which detect little)")
     command.add_argument("--input", metavar="VIDEO", help="video file, folder of images or quoted pattern (default: JPEG files of noise)")
     size(command, "made frames", (480, 854))
     command.add_argument("--frames", type=int, default=32, metavar="N", help="made frames (default: 32)")
-    command = add("train-step", run_train_step, "images/s of training and the time of each stage")
+    command = add("train-step", run_train_step, "images/s of training and the time of each stage", config_required=True)
     command.add_argument("--weights", metavar="FILE", help="checkpoint or backbone to start from (default: random weights)")
     text = "made images of this size in place of DATASETS.TRAIN"
     command.add_argument("--random", type=int, nargs=2, metavar=("H", "W"), help=text)

@@ -3,7 +3,8 @@
 
   tools/compare_trackers.py --config-file C.yaml --weights model_final.pth --dataset synthetic_test --output out
 
-The network runs once; every tracker sees its detections. Writes out/comparison.md, out/comparison.json (percent) and each tracker's results.json.
+The network runs once; every tracker sees its detections. Writes out/comparison.md, out/comparison.json (percent) and each tracker's
+results.json.
 Config overrides: --opts KEY VALUE KEY VALUE ...
 """
 
@@ -18,12 +19,13 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import solotrack  # noqa: F401  (registers models, trackers and data sets)
-from solotrack.config import ConfigError, load_config
+from solotrack.config import ConfigError, check_device, load_config
 from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import register_custom
 from solotrack.data.frames import FrameError
 from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
 from solotrack.engine.comparison import TRACKERS, compare_trackers
+from solotrack.evaluation.ytvis_format import YTVISFormatError
 from solotrack.files import atomic_write
 
 COLUMNS = ("AP", "AP50", "AP75", "AR1", "AR10")
@@ -35,14 +37,19 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--weights", default="", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     result.add_argument("--dataset", metavar="NAME", help="registered videos with annotations (default: the first of DATASETS.TEST)")
     result.add_argument("--output", required=True, metavar="DIR", help="folder for tables and results")
-    result.add_argument("--trackers", nargs="+", choices=list(TRACKERS), default=list(TRACKERS), metavar="NAME", help=f"of {', '.join(TRACKERS)}")
+    result.add_argument(
+        "--trackers", nargs="+", choices=list(TRACKERS), default=list(TRACKERS), metavar="NAME", help=f"of {', '.join(TRACKERS)}"
+    )
     result.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     return result
 
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])])
+    check_device(cfg)
     register_custom(cfg)
+    if not args.dataset and not cfg.DATASETS.TEST:
+        raise ConfigError("Name the videos to compare on: --dataset, or DATASETS.TEST in the config.")
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     model = build_model(cfg)
     AtomicCheckpointer(model).load_for_inference(cfg.MODEL.WEIGHTS)
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         run(parser().parse_args())
-    except (ConfigError, CheckpointError, DatasetError, FrameError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, DatasetError, FrameError, YTVISFormatError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

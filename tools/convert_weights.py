@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Convert weights of other libraries, from a local file to a local file.
 
-  a torchvision ResNet    tools/convert_weights.py torchvision --input resnet50-11ad3fa6.pth --output weights/R-50.pth
+  a torchvision ResNet    tools/convert_weights.py torchvision --input resnet50-0676ba61.pth --output weights/R-50.pth
   SOLO of mmdetection     tools/convert_weights.py mmdet-solo --input SOLO_R50_3x.pth --output weights/solo_r50_3x.pth
 
 The output is what MODEL.WEIGHTS takes. Files are read with weights_only=True: nothing in them is run.

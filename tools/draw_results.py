@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Draw tracks from files, for a person to look at: YouTube-VIS results over their videos, an identity keeps its colour.
 
-  tools/draw_results.py --annotations test.json --predictions results.json --sheet tracks.png        (a contact sheet: a row a video, time to the right)
-  tools/draw_results.py --annotations test.json --predictions results.json --mp4 tracks.mp4 --video 3   (one video, by its id)
-  tools/draw_results.py --annotations test.json --sheet truth.png                                    (the annotations themselves)
+a contact sheet    tools/draw_results.py --annotations test.json --predictions results.json --sheet tracks.png    (a row a video)
+a video            tools/draw_results.py --annotations test.json --predictions results.json --mp4 tracks.mp4 --video 3
+the truth          tools/draw_results.py --annotations test.json --sheet truth.png
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from solotrack.visualization.video_writer import VideoWriter
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--annotations", required=True, metavar="FILE", help="YouTube-VIS json: the videos, and the truth without --predictions")
+    result.add_argument(
+        "--annotations", required=True, metavar="FILE", help="YouTube-VIS json: the videos, and the truth without --predictions"
+    )
     result.add_argument("--predictions", metavar="FILE", help="results.json, or a zip that holds it")
     result.add_argument("--frames", metavar="DIR", help="folder that frame names are relative to (default: the folder of --annotations)")
     result.add_argument("--sheet", metavar="PNG", help="write a contact sheet")
@@ -66,6 +68,8 @@ def draw(video: dict, tracks: list, index: int) -> np.ndarray:
 def run(args: argparse.Namespace) -> None:
     if not args.sheet and not args.mp4:
         raise DatasetError("Say what to write: --sheet FILE.png, --mp4 FILE.mp4, or both.")
+    if args.columns < 1 or not args.fps > 0:
+        raise DatasetError("--columns must be at least 1, and --fps greater than 0.")
     read_annotation_file(args.annotations, required=("videos",))
     videos = {v["video_id"]: v for v in load_ytvis(args.annotations, args.frames or os.path.dirname(os.path.abspath(args.annotations)))}
     unknown = sorted(set(args.video or []) - set(videos))

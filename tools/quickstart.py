@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole of SoloTrack in minutes: make synthetic data, train on its labelled images, compare trackers on its videos, draw a tracked video.
+"""SoloTrack in minutes: make synthetic data, train on its labelled images, compare trackers on its videos, draw a tracked video.
 
 Every step is a command that is printed and can be run by itself. A step that is done is not done again; an interrupted one continues.
 """
@@ -32,8 +32,16 @@ def plan(output: str, seed: int) -> list[Stage]:
         Stage("data", tool("prepare_data", "synthetic", "--output", data, "--seed", str(seed)), (f"{data}/stats.json",)),
         Stage("train", tool("train_net", "--config-file", CONFIG, "--resume", "OUTPUT_DIR", output, "DATASETS.TEST", "()"), (weights,)),
         Stage("compare", tool("compare_trackers", *model, "--output", f"{output}/comparison"), (f"{output}/comparison/comparison.md",)),
-        Stage("sheet", tool("draw_results", "--annotations", truth, "--predictions", results, "--sheet", f"{output}/contact_sheet.png"), (f"{output}/contact_sheet.png",)),
-        Stage("track", tool("track_video", *model, "--input", f"{video}/0001", "--output", f"{output}/tracked", "--fps", "5"), (f"{output}/tracked/overlay.mp4",)),
+        Stage(
+            "sheet",
+            tool("draw_results", "--annotations", truth, "--predictions", results, "--sheet", f"{output}/contact_sheet.png"),
+            (f"{output}/contact_sheet.png",),
+        ),
+        Stage(
+            "track",
+            tool("track_video", *model, "--input", f"{video}/0001", "--output", f"{output}/tracked", "--fps", "5"),
+            (f"{output}/tracked/overlay.mp4",),
+        ),
     ]
 
 
@@ -48,7 +56,10 @@ def main() -> None:
     stages = plan(args.output, args.seed)
     try:
         for number, stage in enumerate(stages, 1):
-            print(f"\n[{number}/{len(stages)}] {stage.name}{': done before' if stage.done else ''}\n  $ {' '.join(stage.command)}\n", flush=True)
+            print(
+                f"\n[{number}/{len(stages)}] {stage.name}{': done before' if stage.done else ''}\n  $ {' '.join(stage.command)}\n",
+                flush=True,
+            )
             run_stage(stage)
     except PlanError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -55,10 +55,14 @@ def ablation_plan(output: str, seeds: list[int], data_seed: int) -> list[Stage]:
         for row in ABLATION:
             cell = f"{row.folder}/seed{seed}"
             folder, weights = f"{output}/{cell}", f"{output}/{cell}/model_final.pth"
-            train = tool("train_net", "--config-file", row.config, "--resume", "OUTPUT_DIR", folder, "SEED", str(seed), "DATASETS.TEST", "()")
+            train = tool(
+                "train_net", "--config-file", row.config, "--resume", "OUTPUT_DIR", folder, "SEED", str(seed), "DATASETS.TEST", "()"
+            )
             model = ("--config-file", row.config, "--weights", weights)
             compare = tool("compare_trackers", *model, "--dataset", "synthetic_test", "--output", folder)
-            shift = tool("shift_test", *model, "--images", "synthetic_val", "--videos", "synthetic_test", "--output-json", f"{folder}/shift.json")
+            shift = tool(
+                "shift_test", *model, "--images", "synthetic_val", "--videos", "synthetic_test", "--output-json", f"{folder}/shift.json"
+            )
             stages += [
                 Stage(f"{cell}/train", train, (weights,), ("data",)),
                 Stage(f"{cell}/compare", compare, (f"{folder}/comparison.json",), (f"{cell}/train",)),

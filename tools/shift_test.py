@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Does the embedding follow appearance or location?
 
-Every instance of a labelled image is cut out and put in a random other place; then instances are matched with themselves by embedding, and by
-nearest centre. An embedding that follows appearance matches them all; one that follows location does no better than the nearest centre.
+Every instance of a labelled image is cut out and put in a random other place; then instances are matched with themselves by embedding,
+and by nearest centre. An embedding that follows appearance matches them all; one that follows location does no better than the nearest centre.
 
   tools/shift_test.py --config-file C.yaml --weights model_final.pth --images synthetic_val
   tools/shift_test.py ... --images synthetic_val --videos synthetic_test     (also: true instances of consecutive frames of labelled videos)
 
-Columns: match (share matched by embedding), distance (by nearest centre), new AUC (0.5 = a new object looks like a known one, 1 = they never
-look alike), null rate (share of new objects under the calibrated null logit), instances, candidates (mean number to choose from).
+Columns: match (share matched by embedding), distance (by nearest centre), new AUC (0.5 = a new object looks like a known one, 1 = they
+never look alike), null rate (share of new objects under the calibrated null logit), instances, candidates (mean number to choose from).
 
 Config overrides: --opts KEY VALUE KEY VALUE ...
 """
@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import solotrack  # noqa: F401  (registers models, trackers and data sets)
-from solotrack.config import ConfigError, load_config
+from solotrack.config import ConfigError, check_device, load_config
 from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import register_custom
 from solotrack.data.frames import FrameError
@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("The shift test needs an embedding head: MODEL.SOLO_TRACK.EMB.ENABLED True, and weights trained with it.")
     if not args.images and not args.videos:
         raise ConfigError("Name labelled images (--images), labelled videos (--videos), or both.")
+    if args.limit < 1:
+        raise ConfigError("--limit must be at least 1.")
+    check_device(cfg)
     register_custom(cfg)
     model = build_model(cfg)
     AtomicCheckpointer(model).load_for_inference(cfg.MODEL.WEIGHTS)

@@ -21,21 +21,29 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 import solotrack  # noqa: F401  (registers models, trackers and data sets)
-from solotrack.config import ConfigError, load_config
+from solotrack.config import ConfigError, check_device, load_config
 from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import check_test_categories, model_class_names, register_custom
 from solotrack.data.frames import FrameError
 from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
 from solotrack.engine.evaluation import evaluate
 from solotrack.engine.trainer import NonFiniteLossError, Trainer
+from solotrack.evaluation.ytvis_format import YTVISFormatError
+
+# What a user can mend; each comes with a sentence that says how.
+FAULTS = (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, YTVISFormatError, FileNotFoundError)
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--config-file", default="", metavar="FILE", help="yaml file; see projects/*/configs")
-    result.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, step for step as if never stopped")
+    result.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, step for step as if never stopped"
+    )
     result.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST and stop")
-    result.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, one a GPU (without GPUs: CPU processes)")
+    result.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, one a GPU (without GPUs: CPU processes)"
+    )
     result.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines taking part")
     result.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0")
     result.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0; 'auto' on one machine")
@@ -45,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
+    check_device(cfg)
     register_custom(cfg)
     check_test_categories(cfg)
     cfg.DATASETS.CLASS_NAMES = model_class_names(cfg)
@@ -65,7 +74,7 @@ def work(args: argparse.Namespace) -> None:
     """``run`` in one of the processes; faults that a user can mend end it with a sentence."""
     try:
         run(args)
-    except (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, FileNotFoundError) as error:
+    except FAULTS as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -75,7 +84,7 @@ def main() -> None:
     try:
         load_config(args.config_file, args.opts)  # a wrong key stops here, before any process starts
         launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-    except (ConfigError, FileNotFoundError) as error:
+    except FAULTS as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except ProcessExitedException as stopped:

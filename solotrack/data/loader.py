@@ -28,7 +28,7 @@ from .annotation_file import DatasetError
 from .catalog import check_num_classes, dataset_metadata, load_dataset
 from .mappers import ImageMapper
 
-__all__ = ["SeededDataset", "TrainBatchSampler", "build_train_loader", "build_video_loader"]
+__all__ = ["SeededDataset", "TrainBatchSampler", "build_train_loader", "build_video_loader", "training_samples"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,14 @@ class SeededDataset(Dataset):
         index, position = key
         with _seeded(self.seed, position):
             return self.mapper(self.records[index])
+
+
+def training_samples(cfg: CfgNode, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Up to ``count`` different images of DATASETS.TRAIN, augmented as in training; which ones and how is decided by the seed."""
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
+    dataset = SeededDataset(records, ImageMapper(cfg, is_train=True), seed)
+    for index in np.random.default_rng(seed).permutation(len(records))[:count].tolist():
+        yield dataset[index, index]
 
 
 @contextlib.contextmanager

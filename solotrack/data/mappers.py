@@ -16,6 +16,7 @@ from solotrack.ops.rle import decode_rle
 
 from .annotation_file import DatasetError
 from .frames import read_frame_image
+from .intensity import Stretch
 from .views import ColorJitter, RandomSimilarity, RandomView
 
 __all__ = ["ImageMapper"]
@@ -35,6 +36,7 @@ class ImageMapper:
         view: RandomView | None = None,
         num_views: int = 1,
         with_labels: bool = True,
+        stretch: Stretch | None = None,
     ) -> None:
         """
         Args:
@@ -42,6 +44,7 @@ class ImageMapper:
             image_format: "RGB" or "BGR", of the mapped image.
             view: applied after them, drawn anew for each view; None: nothing more is done.
             num_views: 1, or 2 to add ``second_view``.
+            stretch: applied to the image as read.
             with_labels: False leaves the annotations out; goes with no ``view`` only.
 
         Raises:
@@ -56,12 +59,14 @@ class ImageMapper:
         self.view = view
         self.num_views = num_views
         self.with_labels = with_labels
+        self.stretch = stretch
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train)
+        common = {"augmentations": augmentations, "image_format": cfg.INPUT.FORMAT, "stretch": Stretch.from_config(cfg)}
         if not is_train:
-            return {"augmentations": augmentations, "image_format": cfg.INPUT.FORMAT, "with_labels": False}
+            return common | {"with_labels": False}
         if cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         num_views = cfg.MODEL.SOLO_TRACK.EMB.VIEWS
@@ -76,7 +81,7 @@ class ImageMapper:
             if aug.COLOR > 0:
                 extra.append(ColorJitter(aug.COLOR, cfg.INPUT.FORMAT))
             view = RandomView(extra) if extra else None
-        return {"augmentations": augmentations, "image_format": cfg.INPUT.FORMAT, "view": view, "num_views": num_views}
+        return common | {"view": view, "num_views": num_views}
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """
@@ -96,6 +101,8 @@ class ImageMapper:
         mapped = {key: value for key, value in record.items() if key != "annotations"}
         image = read_frame_image(record["file_name"], self.image_format)
         utils.check_image_size(mapped, image)
+        if self.stretch is not None:
+            image = self.stretch(image)
         height, width = image.shape[:2]
 
         augmented = T.AugInput(image)

@@ -21,7 +21,7 @@ def displaced_pair(image: np.ndarray, masks: np.ndarray, rng: np.random.Generato
         rng: source of the places and of the depth order.
 
     Returns:
-        The new image (H, W, 3) uint8, and its masks (n, H, W) bool in the order given: the visible parts, empty for an instance hidden by others.
+        The new image (H, W, 3) uint8, and its masks (n, H, W) bool in the order given: the visible parts, empty where others hide all of it.
     """
     height, width = masks.shape[1:]
     union = cv2.dilate(masks.any(axis=0).astype(np.uint8), np.ones((5, 5), np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
 import torch
 from detectron2.config import CfgNode
@@ -12,9 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import tracker_similarity
-from ..data.catalog import load_dataset
-from ..data.loader import SeededDataset
-from ..data.mappers import ImageMapper
+from ..data.loader import training_samples
 from ..ops.masks import mask_iou
 from ..ops.similarity import pairwise_similarity
 
@@ -53,9 +52,9 @@ def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float
 def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple[float, float] | None:
     """Set ``model.embedding_head.null_logit`` from pairs of views of labelled training images.
 
-    Two strong views of an image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden from the first; in the
-    second these are new, the others known. The null logit is the threshold on the largest similarity at which both kinds of error are equally
-    frequent. Embeddings are read from detections, as in tracking.
+    Two strong views of an image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden from the first;
+    in the second these are new, the others known. The null logit is the threshold on the largest similarity at which both kinds of
+    error are equally frequent. Embeddings are read from detections, as in tracking.
 
     Args:
         cfg: TRACKER_HEADS.CALIBRATION, INPUT.VIEWS and DATASETS.TRAIN are used.
@@ -69,23 +68,20 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
-    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
-    images = SeededDataset(records, ImageMapper(cfg, is_train=True), seed)
-    rng = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=rng)[: cfg.TRACKER_HEADS.CALIBRATION.IMAGES].tolist()
+    samples = training_samples(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
+    hidden = torch.Generator().manual_seed(seed)
 
     was_training = model.training
     model.eval()
     known_scores, new_scores = [], []
     batch = max(1, cfg.TEST.FRAMES_PER_BATCH // 2)
-    for start in range(0, len(chosen), batch):
-        pairs = [images[index, index] for index in chosen[start : start + batch]]
+    while pairs := list(islice(samples, batch)):
         first, second = [{"image": p["image"]} for p in pairs], [{"image": p["second_view"]["image"]} for p in pairs]
         outputs = [x["instances"].to("cpu") for x in model(first + second)]
         for pair, one, two in zip(pairs, outputs[: len(pairs)], outputs[len(pairs) :], strict=True):
             memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
             queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])
-            kept = torch.rand(len(memory), generator=rng) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
+            kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
             if not kept.any() or len(queries) == 0:
                 continue
             score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
@@ -97,7 +93,7 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple
     known, new = (torch.cat(x) if x else torch.empty(0) for x in (known_scores, new_scores))
     logger = logging.getLogger(__name__)
     if min(len(known), len(new)) < _MIN_SAMPLES:
-        logger.warning(f"Null logit not calibrated: only {len(known)} known and {len(new)} new objects were detected in {len(chosen)} image pairs.")
+        logger.warning(f"Null logit not calibrated: only {len(known)} known and {len(new)} new objects were detected.")
         return None
     value, error = equal_error_threshold(known, new)
     model.embedding_head.null_logit.fill_(value)

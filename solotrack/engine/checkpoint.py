@@ -29,6 +29,8 @@ class _NumpyUnpickler(pickle.Unpickler):
             ("numpy.core.multiarray", "scalar"),
             ("numpy._core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "scalar"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
             ("collections", "OrderedDict"),
@@ -45,8 +47,9 @@ class _NumpyUnpickler(pickle.Unpickler):
 class AtomicCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic saves, safe loads and errors that say what to do.
 
-    A file is written beside its final name, flushed to disk and renamed; ``last_checkpoint`` follows, in the same way. A process killed at any
-    moment leaves the previous checkpoint in force. Files load with ``weights_only=True``; model-zoo pickles may hold arrays alone.
+    A file is written beside its final name, flushed to disk and renamed; ``last_checkpoint`` follows, in the same way. A process
+    killed at any moment leaves the previous checkpoint in force. Files load with ``weights_only=True``; model-zoo pickles may hold
+    arrays alone.
     """
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
@@ -72,7 +75,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 self.tag_last_checkpoint(f"{name}.pth")
         except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
             raise CheckpointError(
-                f"Could not write {path}: {error}. Free some disk space or change OUTPUT_DIR, then continue with --resume; earlier checkpoints are whole."
+                f"Could not write {path}: {error}. Free some disk space or change OUTPUT_DIR, then continue with --resume; "
+                "earlier checkpoints are whole."
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -93,7 +97,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if "weights_only" in reason:  # PyTorch's advice is to load it unsafely
                 reason = "it is damaged, or holds Python objects, which are not loaded"
-            raise CheckpointError(f"{path} is not a readable checkpoint ({reason}). Copy it again, or take another file of that folder.") from error
+            raise CheckpointError(
+                f"{path} is not a readable checkpoint ({reason}). Copy it again, or take another file of that folder."
+            ) from error
         finally:
             self._parsed_url_during_load = None
 
@@ -107,8 +113,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise CheckpointError("No weights: set MODEL.WEIGHTS to a checkpoint (for instance output/quickstart/model_final.pth).")
         self._incompatible = None
         self.load(path, checkpointables=[])
-        bad = [key for key in self._incompatible.missing_keys if not key.endswith("null_logit")]
-        bad += [f"{key} (shape {tuple(theirs)}, the config wants {tuple(ours)})" for key, theirs, ours in self._incompatible.incorrect_shapes]
+        reshaped = {
+            key: f"{key} (shape {tuple(theirs)}, the config wants {tuple(ours)})"
+            for key, theirs, ours in self._incompatible.incorrect_shapes
+        }
+        bad = [*reshaped.values()]
+        bad += [key for key in self._incompatible.missing_keys if not key.endswith("null_logit") and key not in reshaped]
         if bad:
             raise CheckpointError(
                 f"{path} does not fit the config: {len(bad)} parameters are missing or of another shape, e.g. {', '.join(bad[:3])}. "

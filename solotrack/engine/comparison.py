@@ -10,7 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import check_config
-from ..data.catalog import load_dataset
+from ..data.annotation_file import DatasetError, read_annotation_file
+from ..data.catalog import dataset_metadata, load_dataset
 from ..evaluation.ytvis_evaluator import YTVISEvaluator
 from ..tracking.base import build_tracker
 from .streaming import VideoTracker, scored_categories, tracked_categories
@@ -22,7 +23,10 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "distance": ("TRACKER_HEADS.TRACKER_NAME", "DistanceTracker"),
     "IoU": ("TRACKER_HEADS.TRACKER_NAME", "IoUTracker"),
     "SOLO-Track": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
-    "SOLO-Track + cues": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker", "TRACKER_HEADS.CUES.ENABLED", "True"),
+    "SOLO-Track + cues": (  # MaskTrack R-CNN's post-processing as published, METHOD 5.4
+        *("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
+        *("TRACKER_HEADS.CUES.ENABLED", "True", "TRACKER_HEADS.PROTO_UPDATE", "last"),
+    ),
 }
 
 
@@ -43,7 +47,11 @@ def compare_trackers(
 
     Raises:
         ConfigError: an override that cannot work.
+        DatasetError: there is no such data set, or it holds images, or no annotations.
     """
+    json_file = dataset_metadata(dataset_name).json_file
+    if not read_annotation_file(json_file, required=("videos", "annotations"))["annotations"]:
+        raise DatasetError(f"{json_file} has no annotations, so trackers cannot be compared on {dataset_name}.")
     built = {}
     for name, overrides in trackers.items():
         variant = cfg.clone()

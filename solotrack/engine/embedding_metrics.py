@@ -17,6 +17,7 @@ from ..config import tracker_similarity
 from ..data.annotation_file import DatasetError, read_annotation_file
 from ..data.catalog import dataset_metadata, load_dataset
 from ..data.frames import read_frame_image
+from ..data.intensity import Stretch
 from ..data.shift import displaced_pair
 from ..evaluation.association import AssociationResult, IdentifiedFrame, association_metrics
 from ..modeling.embedding import instance_centers
@@ -27,13 +28,11 @@ __all__ = ["identified_frames", "shift_test", "video_association"]
 
 
 @torch.no_grad()
-def identified_frames(
-    cfg: CfgNode, model: nn.Module, frames: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> list[IdentifiedFrame]:
+def identified_frames(cfg: CfgNode, model: nn.Module, frames: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[IdentifiedFrame]:
     """Embeddings of true instances: the mean over the grid cells that training would give each (METHOD 1.3, 2.3).
 
     Args:
-        cfg: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are used.
+        cfg: INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST and STRETCH are used.
         model: a SOLOTrack with an embedding head, in evaluation mode.
         frames: (image (H, W, 3) uint8 in INPUT.FORMAT, masks (n, H, W) bool, identities (n,)) each.
 
@@ -41,10 +40,11 @@ def identified_frames(
         One a frame; instances without a cell (too small, overwritten) are left out.
     """
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    stretch = Stretch.from_config(cfg)
     inputs, truths, centers = [], [], []
     for image, masks, _ in frames:
         transform = resize.get_transform(image) if cfg.INPUT.MIN_SIZE_TEST > 0 else T.NoOpTransform()
-        resized = transform.apply_image(image)
+        resized = transform.apply_image(image if stretch is None else stretch(image))
         small = [transform.apply_segmentation(mask.astype(np.uint8)) for mask in masks]
         small = torch.from_numpy(np.stack(small).astype(bool) if small else np.zeros((0, *resized.shape[:2]), dtype=bool))
         truth = Instances(resized.shape[:2], gt_masks=BitMasks(small), gt_boxes=Boxes(masks_to_boxes(small)))
@@ -82,8 +82,10 @@ def shift_test(cfg: CfgNode, model: nn.Module, dataset_name: str, images: int = 
         seed: of the choice and the places.
 
     Raises:
-        DatasetError: no image has two instances.
+        DatasetError: no image has two instances, or the set holds videos.
     """
+    if dataset_metadata(dataset_name).evaluator_type == "ytvis":
+        raise DatasetError(f"The shift test needs labelled images; {dataset_name} is a set of videos.")
     model.eval()
     records = [r for r in load_dataset(dataset_name) if sum(not a.get("iscrowd", 0) for a in r["annotations"]) > 1]
     if not records:
@@ -112,11 +114,11 @@ def video_association(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Asso
         dataset_name: registered YouTube-VIS videos with annotations.
 
     Raises:
-        DatasetError: the videos have no annotations.
+        DatasetError: the videos have no annotations, or the set holds images.
     """
     model.eval()
     tracks = defaultdict(list)
-    for track in read_annotation_file(dataset_metadata(dataset_name).json_file, required=("annotations",))["annotations"]:
+    for track in read_annotation_file(dataset_metadata(dataset_name).json_file, required=("videos", "annotations"))["annotations"]:
         if not track.get("iscrowd", 0):
             tracks[track["video_id"]].append(track)
 

@@ -46,9 +46,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
 
 def evaluate_images(cfg: CfgNode, model: nn.Module, name: str) -> dict:
     """Frame-level box and mask AP of a COCO data set."""
-    loader = build_detection_test_loader(
-        cfg, name, mapper=ImageMapper(cfg, is_train=False), batch_size=cfg.TEST.FRAMES_PER_BATCH
-    )
+    loader = build_detection_test_loader(cfg, name, mapper=ImageMapper(cfg, is_train=False), batch_size=cfg.TEST.FRAMES_PER_BATCH)
     evaluator = COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=_folder(cfg, name))
     return inference_on_dataset(model, loader, evaluator) or {}
 

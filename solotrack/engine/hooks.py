@@ -6,13 +6,48 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from ..data.loader import training_samples
 from ..files import atomic_write
+from ..modeling.meta_arch.solo_track import SOLOTrack
+from ..modeling.solo.targets import count_unassigned
 from .checkpoint import AtomicCheckpointer
 
-__all__ = ["BestCheckpoint"]
+__all__ = ["BestCheckpoint", "ReportScaleRanges"]
+
+
+class ReportScaleRanges(HookBase):
+    """Log, before training, how many instances no grid cell will learn, and why (METHOD 10, row 6).
+
+    Args:
+        cfg: DATASETS.TRAIN and the training augmentation are used.
+        model: a SOLOTrack.
+        images: how many to look at.
+    """
+
+    def __init__(self, cfg: CfgNode, model: SOLOTrack, images: int = 100) -> None:
+        self.cfg = cfg
+        self.model = model
+        self.images = images
+
+    def before_train(self) -> None:
+        total = Counter()
+        divisor = max(self.model.backbone.size_divisibility, 1)
+        for sample in training_samples(self.cfg, self.images, seed=0):
+            total["images"] += 1
+            height, width = (-(-side // divisor) * divisor for side in sample["image"].shape[-2:])
+            total.update(count_unassigned(self.model.assign([sample["instances"].to(self.model.device)], (height, width))))
+        lost = total["out_of_range"] + total["overwritten"] + total["empty"]
+        logging.getLogger(__name__).log(
+            logging.WARNING if lost > 0.1 * total["instances"] else logging.INFO,
+            f"Of {total['instances']} instances in {total['images']} training images, {total['out_of_range']} lie outside every range of "
+            f"MODEL.SOLO.SCALE_RANGES and {total['overwritten']} lose their grid cells to others (MODEL.SOLO.NUM_GRIDS): "
+            "these are not learned.",
+        )
 
 
 class BestCheckpoint(HookBase):

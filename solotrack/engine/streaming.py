@@ -21,6 +21,7 @@ from torch import nn
 from ..data.catalog import class_to_dataset_id, dataset_metadata, model_class_names
 from ..data.categories import subset_category_ids
 from ..data.frames import Frame, FrameError, open_frames, prefetch
+from ..data.intensity import Stretch
 from ..ops.rle import encode_masks
 from ..tracking.base import OnlineTracker, build_tracker
 from ..tracking.finalize import TrackRecorder
@@ -123,6 +124,7 @@ class VideoTracker(nn.Module):
         image_format: str = "RGB",
         frames_per_batch: int = 8,
         decode_workers: int = 2,
+        stretch: Stretch | None = None,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         """
@@ -137,6 +139,7 @@ class VideoTracker(nn.Module):
             image_format: "RGB" or "BGR", the model's channel order.
             frames_per_batch: frames a network call takes. Frames of different size never share a batch: padding would change results.
             decode_workers: threads that read and resize frames ahead; 0 does it in between.
+            stretch: of the grey levels that the model sees, as in training.
             autocast_dtype: run the model under autocast in this type; None: as it is.
         """
         super().__init__()
@@ -148,6 +151,7 @@ class VideoTracker(nn.Module):
         self.image_format = image_format
         self.frames_per_batch = frames_per_batch
         self.decode_workers = decode_workers
+        self.stretch = stretch
         self.autocast_dtype = autocast_dtype
 
     @classmethod
@@ -172,6 +176,7 @@ class VideoTracker(nn.Module):
             image_format=cfg.INPUT.FORMAT,
             frames_per_batch=cfg.TEST.FRAMES_PER_BATCH,
             decode_workers=cfg.TEST.DECODE_WORKERS,
+            stretch=Stretch.from_config(cfg),
             autocast_dtype=amp_dtype(cfg),
         )
 
@@ -239,7 +244,7 @@ class VideoTracker(nn.Module):
                 f"The frame {frame.name} is {width}x{height} but its video is declared as {declared[1]}x{declared[0]}; "
                 "correct width and height in the annotation file, or resize the frames."
             )
-        image = frame.image
+        image = frame.image if self.stretch is None else self.stretch(frame.image)
         if self.min_size > 0:
             size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
             if size != (height, width):

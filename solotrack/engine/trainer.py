@@ -19,7 +19,7 @@ from ..data.loader import build_train_loader
 from .calibration import CalibrateNullLogit
 from .checkpoint import AtomicCheckpointer
 from .evaluation import evaluate
-from .hooks import BestCheckpoint
+from .hooks import BestCheckpoint, ReportScaleRanges
 from .streaming import amp_dtype
 
 __all__ = ["NonFiniteLossError", "Trainer", "TrainingStep", "build_optimizer"]
@@ -145,6 +145,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase | None]:
         cfg = self.cfg
         result = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if comm.is_main_process():
+            result.append(ReportScaleRanges(cfg, self._trainer.model.module if comm.get_world_size() > 1 else self._trainer.model))
         if cfg.MODEL.SOLO_TRACK.EMB.ENABLED and cfg.TRACKER_HEADS.CALIBRATION.ENABLED:
             result.append(CalibrateNullLogit(cfg, self.model, (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD)))
         if comm.is_main_process():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ...config import ConfigError
 from ..embedding.head import EmbeddingHead
 from ..embedding.instance_contrastive import InstanceContrastiveLoss
 from ..solo.head import SOLOHead
@@ -23,9 +24,9 @@ __all__ = ["SOLOTrack"]
 class SOLOTrack(nn.Module):
     """Instance segmentation and a tracking embedding for every grid cell.
 
-    In training it takes Detectron2's ``list[dict]`` of labelled images and returns a dict of losses, one entry for each term that is switched on.
-    In evaluation it returns ``[{"instances": Instances}, ...]``: masks, boxes, scores and classes at the original image size, ``cell_indices``
-    and, with an embedding head, ``embeddings`` (n, D).
+    In training it takes Detectron2's ``list[dict]`` of labelled images and returns a dict of losses, one entry for each term that is
+    switched on. In evaluation it returns ``[{"instances": Instances}, ...]``: masks, boxes, scores and classes at the original image
+    size, ``cell_indices`` and, with an embedding head, ``embeddings`` (n, D).
     """
 
     @configurable
@@ -95,8 +96,13 @@ class SOLOTrack(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
+            raise ConfigError(f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}, which is no registered backbone.")
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
+        missing = [name for name in cfg.MODEL.SOLO.IN_FEATURES if name not in shapes]
+        if missing:
+            raise ConfigError(f"MODEL.SOLO.IN_FEATURES names {missing[0]}, which the backbone does not have; it has {', '.join(shapes)}.")
         solo, emb = cfg.MODEL.SOLO, cfg.MODEL.SOLO_TRACK.EMB
         return {
             "backbone": backbone,
@@ -154,9 +160,7 @@ class SOLOTrack(nn.Module):
     def assign(self, instances: list[Instances], padded_size: tuple[int, int]) -> GridTargets:
         """Grid targets of a batch whose images are padded to ``padded_size`` (Hp, Wp)."""
         head = self.head
-        return assign_grid_targets(
-            instances, padded_size, head.num_grids, head.strides, self.scale_ranges, self.sigma, head.num_classes
-        )
+        return assign_grid_targets(instances, padded_size, head.num_grids, head.strides, self.scale_ranges, self.sigma, head.num_classes)
 
     def losses(self, images: ImageList, instances: list[Instances]) -> dict[str, torch.Tensor]:
         """Weighted losses of a normalised batch and its ground truths."""

@@ -1,0 +1,156 @@
+"""Plans: nothing is done twice, nothing before what it needs, and a failure stops only what depends on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from solotrack.engine.plan import PlanError, Stage, run_plan, run_stage
+
+# Command line of a stage: writes the files named, and notes its first one in the journal.
+WRITE = "import sys, pathlib; j, *outs = sys.argv[1:]; open(j, 'a').write(outs[0] + '\\n'); [pathlib.Path(o).touch() for o in outs]"
+
+
+def stage(folder: Path, name: str, needs: tuple[str, ...] = (), command: tuple[str, ...] | None = None) -> Stage:
+    output = str(folder / f"{name}.out")
+    return Stage(name, command or (sys.executable, "-c", WRITE, str(folder / "journal"), output), (output,), needs)
+
+
+def journal(folder: Path) -> list[str]:
+    path = folder / "journal"
+    return [Path(line).stem for line in path.read_text().split()] if path.exists() else []
+
+
+FAIL = (sys.executable, "-c", "print('the reason'); raise SystemExit(7)")
+
+
+def test_a_stage_that_is_done_is_not_run_again(tmp_path: Path) -> None:
+    one = stage(tmp_path, "one")
+    assert not one.done
+    run_stage(one)
+    assert one.done and journal(tmp_path) == ["one"]
+    run_stage(one)
+    assert journal(tmp_path) == ["one"]
+    (tmp_path / "one.out").unlink()
+    run_stage(one)
+    assert journal(tmp_path) == ["one", "one"]
+
+
+def test_a_stage_is_done_with_all_its_outputs(tmp_path: Path) -> None:
+    outputs = (str(tmp_path / "a"), str(tmp_path / "b"))
+    Path(outputs[0]).touch()
+    two = Stage("two", (sys.executable, "-c", WRITE, str(tmp_path / "journal"), *outputs), outputs)
+    assert not two.done
+    run_stage(two)
+    assert two.done
+
+
+def test_failures_of_a_stage(tmp_path: Path) -> None:
+    log = str(tmp_path / "logs" / "x.log")
+    with pytest.raises(PlanError, match=r"^bad failed with exit code 7; its output is in .*x\.log\. Run the same command again"):
+        run_stage(stage(tmp_path, "bad", command=FAIL), log)
+    assert Path(log).read_text() == "the reason\n"
+    with pytest.raises(PlanError, match=r"^lazy ended but did not write .*lazy\.out\.$"):
+        run_stage(stage(tmp_path, "lazy", command=(sys.executable, "-c", "")))
+    with pytest.raises(FileNotFoundError):
+        run_stage(stage(tmp_path, "none", command=("no-such-program-here",)))
+
+
+def test_log_is_appended_and_threads_reach_the_command(tmp_path: Path) -> None:
+    show = (sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])")
+    log = tmp_path / "a.log"
+    for threads in (3, 5):
+        with pytest.raises(PlanError, match="did not write"):
+            run_stage(stage(tmp_path, "a", command=show), str(log), threads)
+    assert log.read_text().split() == ["3", "5"]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_order(tmp_path: Path, jobs: int) -> None:
+    needs = {"e": ("c", "d"), "d": ("b",), "c": ("a",), "b": (), "a": ()}
+    reports = []
+    run_plan(
+        [stage(tmp_path, name, n) for name, n in needs.items()],
+        str(tmp_path / "logs"),
+        jobs,
+        report=lambda s, o: reports.append((s.name, o)),
+    )
+    ran = journal(tmp_path)
+    assert sorted(ran) == list("abcde")
+    assert all(ran.index(name) > ran.index(need) for name, n in needs.items() for need in n)
+    assert sorted(reports) == [(name, "done") for name in "abcde"]
+
+
+def test_stages_run_side_by_side_up_to_the_number_of_jobs(tmp_path: Path) -> None:
+    """Each waits for the other's mark, so they end only if both run; and a third is not there meanwhile."""
+    meet = (
+        "import sys, time, pathlib; me, other, third, out = map(pathlib.Path, sys.argv[1:]); me.touch(); end = time.monotonic() + 30\n"
+        "while not other.exists() and time.monotonic() < end: time.sleep(0.01)\n"
+        "assert other.exists() and not third.exists(); out.touch()"
+    )
+    marks = {name: str(tmp_path / f"{name}.mark") for name in "abc"}
+
+    def command(me: str, other: str) -> tuple[str, ...]:
+        return sys.executable, "-c", meet, marks[me], marks[other], marks["c"], str(tmp_path / f"{me}.out")
+
+    third = (
+        sys.executable,
+        "-c",
+        "import sys, pathlib; [pathlib.Path(p).touch() for p in sys.argv[1:]]",
+        marks["c"],
+        str(tmp_path / "c.out"),
+    )
+    stages = [
+        stage(tmp_path, "a", (), command("a", "b")),
+        stage(tmp_path, "b", (), command("b", "a")),
+        stage(tmp_path, "c", ("a", "b"), third),
+    ]
+    run_plan(stages, str(tmp_path / "logs"), jobs=2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failure_stops_those_that_need_it_and_no_others(tmp_path: Path, jobs: int) -> None:
+    stages = [
+        stage(tmp_path, "bad", command=FAIL),
+        stage(tmp_path, "child", ("bad",)),
+        stage(tmp_path, "grandchild", ("child", "good")),
+        stage(tmp_path, "good"),
+        stage(tmp_path, "gone", command=("no-such-program-here",)),
+    ]
+    reports = {}
+    with pytest.raises(PlanError) as caught:
+        run_plan(stages, str(tmp_path / "logs"), jobs, report=lambda s, outcome: reports.update({s.name: outcome}))
+    assert journal(tmp_path) == ["good"]
+    assert reports == {"bad": "failed", "child": "not run", "grandchild": "not run", "good": "done", "gone": "failed"}
+    text = str(caught.value)
+    assert "bad failed with exit code 7" in text and "bad.log" in text and "no-such-program-here" in text
+    assert "child was not run: it needs bad." in text and "grandchild was not run: it needs child." in text
+    assert (tmp_path / "logs" / "bad.log").read_text() == "the reason\n"
+
+
+def test_a_plan_continues_where_it_stopped(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    fickle = "import sys, pathlib; assert pathlib.Path(sys.argv[1]).exists(); pathlib.Path(sys.argv[2]).touch()"
+    stages = [
+        stage(tmp_path, "a"),
+        stage(tmp_path, "b", ("a",), (sys.executable, "-c", fickle, str(flag), str(tmp_path / "b.out"))),
+        stage(tmp_path, "c", ("b",)),
+    ]
+    with pytest.raises(PlanError):
+        run_plan(stages, str(tmp_path / "logs"))
+    assert journal(tmp_path) == ["a"]
+    flag.touch()
+    run_plan(stages, str(tmp_path / "logs"))
+    assert journal(tmp_path) == ["a", "c"]
+    run_plan(stages, str(tmp_path / "logs"))
+    assert journal(tmp_path) == ["a", "c"]
+
+
+def test_plans_that_cannot_be_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stages that it does not have: d, e\."):
+        run_plan([stage(tmp_path, "a", ("d", "b")), stage(tmp_path, "b", ("e",))], str(tmp_path))
+    with pytest.raises(ValueError, match=r"cycle"):
+        run_plan([stage(tmp_path, "a", ("b",)), stage(tmp_path, "b", ("a",)), stage(tmp_path, "c")], str(tmp_path))
+    assert journal(tmp_path) == []
