@@ -6,7 +6,7 @@ try:
     import detectron2  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "SoloTrack needs Detectron2, which has no release on PyPI. README.md, 'Install', says how to get it: `make env`, or upstream's source."
+        "SoloTrack needs Detectron2, which has no release on PyPI. README.md, 'Install', says how: `make env`, or upstream's source."
     ) from error
 
 from . import tracking  # noqa: F401

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import yaml
@@ -125,6 +126,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.ROTATION = 25.0  # degrees, either way
     views.FLIP = 0.5  # probability of a horizontal flip, drawn for each view
     views.COLOR = 0.4  # strength of the colour jitter
+    views.SCATTER = 0.0  # probability that a view's instances are first moved to random places, each on its own
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
     # Own data sets: name, json and folder of frames or images; see README "Your own data"
     custom = cfg.DATASETS.CUSTOM = CfgNode()
@@ -269,6 +271,7 @@ _RANGES = {
     "INPUT.VIEWS.ROTATION": (0, 180),
     "INPUT.VIEWS.FLIP": (0, 1),
     "INPUT.VIEWS.COLOR": (0, 1),
+    "INPUT.VIEWS.SCATTER": (0, 1),
     "INPUT.VIEWS.MIN_VISIBLE": (0, 1),
     "SOLVER.IMS_PER_BATCH": (1, _INF),
     "SOLVER.BASE_LR": (0, _INF),

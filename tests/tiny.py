@@ -12,13 +12,17 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.events import EventStorage
 
 from solotrack.config import load_config
 from solotrack.data.catalog import register_custom
+from solotrack.data.loader import build_train_loader
 from solotrack.data.synthetic import write_synthetic
+from solotrack.engine.trainer import TrainingStep, build_optimizer
 
 SIZE = 64  # pixels, of images and frames
-TRAIN_IMAGES, VAL_IMAGES, VIDEOS, FRAMES = 6, 2, 2, 3
+TRAIN_IMAGES, VAL_IMAGES, VIDEOS, FRAMES = 32, 2, 2, 3
 
 CONFIG = {
     "VERSION": 2,
@@ -129,6 +133,30 @@ def model(cfg: CfgNode, seed: int = 0, spread: float = 0.0) -> torch.nn.Module:
             for parameter in head.parameters() if head is not None else ():
                 torch.nn.init.normal_(parameter, std=spread)
     return built
+
+
+@functools.cache
+def trained() -> tuple[CfgNode, torch.nn.Module]:
+    """A config, and a model trained by it for a few seconds, once a process: it finds about half of the training images' objects."""
+    cfg = config(
+        {
+            **{"MODEL.SOLO_TRACK.EMB.SIM": "cosine", "MODEL.SOLO_TRACK.EMB.TEMPERATURE": 0.1, "MODEL.SOLO_TRACK.ME.MODE": "none"},
+            **{"SOLVER.BASE_LR": 0.02, "SOLVER.IMS_PER_BATCH": 4, "SOLVER.WARMUP_ITERS": 20, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"},
+            **{"INPUT.VIEWS.SHIFT": 0.15, "INPUT.VIEWS.ROTATION": 10.0, "INPUT.VIEWS.SCALE_RANGE": [0.9, 1.1]},
+            "SOLVER.MAX_ITER": 200,
+            "TRACKER_HEADS.CALIBRATION.IMAGES": 100,
+        }
+    )
+    built = model(cfg).train()
+    optimizer = build_optimizer(cfg, built)
+    schedule = build_lr_scheduler(cfg, optimizer)
+    step = TrainingStep(built, build_train_loader(cfg), optimizer, "cpu", None, 35.0)
+    with EventStorage(0) as storage:
+        for _ in range(cfg.SOLVER.MAX_ITER):
+            step.run_step()
+            schedule.step()
+            storage.step()
+    return cfg, built.eval()
 
 
 def detect_everything() -> dict[str, object]:

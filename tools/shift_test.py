@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Does the embedding follow appearance or location?
 
-Every instance of a labelled image is cut out and put in a random other place; then instances are matched with themselves by embedding,
-and by nearest centre. An embedding that follows appearance matches them all; one that follows location does no better than the nearest centre.
+Every instance of a labelled image is cut out and put in a random other place; then it is matched with itself by embedding, and
+by nearest centre. An embedding that follows appearance matches them all; one that follows location does no better than the nearest centre.
 
   tools/shift_test.py --config-file C.yaml --weights model_final.pth --images synthetic_val
   tools/shift_test.py ... --images synthetic_val --videos synthetic_test     (also: true instances of consecutive frames of labelled videos)

@@ -73,7 +73,7 @@ class ImageMapper:
         aug, views = cfg.INPUT.AUG, cfg.INPUT.VIEWS
         if num_views == 2 or aug.STRONG:
             similarity = RandomSimilarity(views.SHIFT, views.SCALE_RANGE, views.ROTATION, views.FLIP)
-            view = RandomView([similarity, ColorJitter(views.COLOR, cfg.INPUT.FORMAT)], views.MIN_VISIBLE)
+            view = RandomView([similarity, ColorJitter(views.COLOR, cfg.INPUT.FORMAT)], views.MIN_VISIBLE, views.SCATTER)
         else:
             extra = []
             if tuple(aug.SCALE_RANGE) != (1.0, 1.0):

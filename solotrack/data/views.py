@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
+from .scatter import scatter_instances
+
 __all__ = ["ColorJitter", "ColorTransform", "RandomSimilarity", "RandomView", "SimilarityTransform"]
 
 _GREY_WEIGHTS = {"RGB": (0.299, 0.587, 0.114), "BGR": (0.114, 0.587, 0.299)}  # ITU-R BT.601
@@ -127,14 +129,17 @@ class ColorJitter(T.Augmentation):
 class RandomView:
     """Draws a view of an image and of its masks."""
 
-    def __init__(self, augmentations: list[T.Augmentation], min_visible: float = 0.0) -> None:
+    def __init__(self, augmentations: list[T.Augmentation], min_visible: float = 0.0, scatter: float = 0.0) -> None:
         """
         Args:
             augmentations: applied in order; the image keeps its size.
             min_visible: share of an instance's mask, 0 to 1, that must remain inside the view; with less it is dropped from the view.
+            scatter: probability that the instances are first moved to random other places, each on its own. A transform of the whole
+                image keeps what surrounds an instance, and an embedding can live on that.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.min_visible = min_visible
+        self.scatter = scatter
 
     def __call__(self, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
@@ -145,6 +150,10 @@ class RandomView:
         Returns:
             The view's image (H, W, 3), masks (K, H, W) and the indices (K,) int64 of these among the M; no mask is empty.
         """
+        pixels = _areas(masks)
+        if self.scatter > 0 and np.random.random() < self.scatter:  # noqa: NPY002  (the loader seeds the global state)
+            image, scattered = scatter_instances(image, masks.astype(bool), np.random.default_rng(np.random.randint(2**31)))  # noqa: NPY002
+            masks = scattered.astype(np.uint8)
         view = T.AugInput(image)
         transforms = self.augmentations(view)
         warped = np.empty_like(masks)
@@ -152,7 +161,7 @@ class RandomView:
             warped[index] = transforms.apply_segmentation(mask)
         scale = math.prod(t.scale for t in transforms.transforms if isinstance(t, SimilarityTransform))
         areas = _areas(warped)
-        whole = _areas(masks) * scale**2  # pixels each mask would have on an endless canvas
+        whole = pixels * scale**2  # pixels each mask would have on an endless canvas, unhidden
         kept = np.flatnonzero((areas > 0) & (areas >= self.min_visible * whole))
         return view.image, warped[kept], kept
 

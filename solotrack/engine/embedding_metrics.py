@@ -18,7 +18,7 @@ from ..data.annotation_file import DatasetError, read_annotation_file
 from ..data.catalog import dataset_metadata, load_dataset
 from ..data.frames import read_frame_image
 from ..data.intensity import Stretch
-from ..data.shift import displaced_pair
+from ..data.scatter import scatter_instances
 from ..evaluation.association import AssociationResult, IdentifiedFrame, association_metrics
 from ..modeling.embedding import instance_centers
 from ..ops.masks import centers_of_mass, masks_to_boxes
@@ -99,7 +99,7 @@ def shift_test(cfg: CfgNode, model: nn.Module, dataset_name: str, images: int = 
             image = read_frame_image(record["file_name"], cfg.INPUT.FORMAT)
             segmentations = [a["segmentation"] for a in record["annotations"] if not a.get("iscrowd", 0)]
             masks = np.stack([decode_rle(s, *image.shape[:2]) for s in segmentations]).astype(bool)
-            moved, moved_masks = displaced_pair(image, masks, rng)
+            moved, moved_masks = scatter_instances(image, masks, rng)
             identities = np.arange(len(masks))
             yield identified_frames(cfg, model, [(image, masks, identities), (moved, moved_masks, identities)])
 

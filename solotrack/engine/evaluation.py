@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
@@ -31,6 +32,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
+        for buffer in model.buffers():  # BatchNorm's statistics are each process's own in training; what is scored is what is saved
+            dist.broadcast(buffer, src=0)
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
         kind = dataset_metadata(name).get("evaluator_type")

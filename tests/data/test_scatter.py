@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from solotrack.data.shift import displaced_pair
+from solotrack.data.scatter import scatter_instances
 
 H, W = 48, 64
 
@@ -35,7 +35,7 @@ def shape_of(mask: np.ndarray) -> np.ndarray:
 def test_instances_are_moved_whole(seed: int) -> None:
     image, masks = scene(seed)
     before = image.copy(), masks.copy()
-    moved, moved_masks = displaced_pair(image, masks, np.random.default_rng(seed))
+    moved, moved_masks = scatter_instances(image, masks, np.random.default_rng(seed))
     assert moved.shape == image.shape and moved.dtype == np.uint8 and moved_masks.shape == masks.shape and moved_masks.dtype == bool
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(masks, before[1])
@@ -50,7 +50,7 @@ def test_instances_are_moved_whole(seed: int) -> None:
 
 def test_what_an_instance_leaves_behind_is_painted_over() -> None:
     image, masks = scene(0, count=1)
-    moved, moved_masks = displaced_pair(image, masks, np.random.default_rng(3))
+    moved, moved_masks = scatter_instances(image, masks, np.random.default_rng(3))
     left = masks[0] & ~moved_masks[0]
     assert left.any()
     assert (moved[left] >= 150).all(), "background colours where the blob (below 50) was"
@@ -64,7 +64,7 @@ def test_places_are_uniform_and_independent_of_the_origin() -> None:
     mask = np.zeros((1, H, W), dtype=bool)
     mask[0, 22:26, 30:34] = True
     rng = np.random.default_rng(0)
-    corners = np.array([np.argwhere(displaced_pair(image, mask, rng)[1][0])[0] for _ in range(400)])
+    corners = np.array([np.argwhere(scatter_instances(image, mask, rng)[1][0])[0] for _ in range(400)])
     extent = np.array([H - 4, W - 4])
     assert (corners >= 0).all() and (corners <= extent).all()
     assert (corners.min(axis=0) <= 2).all() and (corners.max(axis=0) >= extent - 2).all()
@@ -76,14 +76,14 @@ def test_of_several_places_the_one_that_hides_least_is_taken() -> None:
     hidden = []
     for seed in range(30):
         image, masks = scene(seed)
-        _, moved_masks = displaced_pair(image, masks, np.random.default_rng(seed))
+        _, moved_masks = scatter_instances(image, masks, np.random.default_rng(seed))
         hidden.append(1 - moved_masks.sum() / masks.sum())
     assert np.mean(hidden) < 0.01, "there is room for all of them"
 
 
 def test_seeds() -> None:
     image, masks = scene(1)
-    one, again, other = (displaced_pair(image, masks, np.random.default_rng(seed)) for seed in (7, 7, 8))
+    one, again, other = (scatter_instances(image, masks, np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(one[0], again[0])
     np.testing.assert_array_equal(one[1], again[1])
     assert (one[1] != other[1]).any()
@@ -91,19 +91,19 @@ def test_seeds() -> None:
 
 def test_edge_cases() -> None:
     image, masks = scene(2)
-    moved, moved_masks = displaced_pair(image, masks[:0], np.random.default_rng(0))
+    moved, moved_masks = scatter_instances(image, masks[:0], np.random.default_rng(0))
     np.testing.assert_array_equal(moved, image)
     assert moved_masks.shape == (0, H, W)
 
     with_empty = np.concatenate([masks[:1], np.zeros((1, H, W), dtype=bool), masks[1:2]])
-    _, moved_masks = displaced_pair(image, with_empty, np.random.default_rng(0))
+    _, moved_masks = scatter_instances(image, with_empty, np.random.default_rng(0))
     assert [mask.any() for mask in moved_masks] == [True, False, True]
 
     whole = np.ones((1, H, W), dtype=bool)  # fits in one place only
-    moved, moved_masks = displaced_pair(image, whole, np.random.default_rng(0))
+    moved, moved_masks = scatter_instances(image, whole, np.random.default_rng(0))
     np.testing.assert_array_equal(moved, image)
     assert moved_masks.all()
 
     overlapping = np.stack([masks[0], masks[0]])  # annotations may overlap
-    _, moved_masks = displaced_pair(image, overlapping, np.random.default_rng(0))
+    _, moved_masks = scatter_instances(image, overlapping, np.random.default_rng(0))
     assert moved_masks.any(axis=(1, 2)).all()

@@ -1,0 +1,153 @@
+"""The null logit: where known and new objects are confused equally often."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from solotrack.config import tracker_similarity
+from solotrack.data.loader import training_samples
+from solotrack.engine import calibration
+from solotrack.engine.calibration import CalibrateNullLogit, calibrate_null_logit, equal_error_threshold
+from tests import tiny
+
+# ---- the threshold
+
+
+def errors_at(threshold: float, known: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
+    """Share of known below the threshold, of new at or above it, counted one by one."""
+    missed = sum(value < threshold for value in known.tolist()) / len(known)
+    fooled = sum(value >= threshold for value in new.tolist()) / len(new)
+    return missed, fooled
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_threshold_against_every_candidate(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    n, m = torch.randint(1, 60, (2,), generator=rng).tolist()
+    known = torch.randn(n, generator=rng) + seed % 4
+    new = torch.randn(m, generator=rng)
+    if seed % 2:  # many ties
+        known, new = known.round(), new.round()
+    threshold, error = equal_error_threshold(known, new)
+    missed, fooled = errors_at(threshold, known, new)
+    assert error == pytest.approx((missed + fooled) / 2, abs=1e-6)
+    gaps = [abs(a - b) for a, b in (errors_at(t, known, new) for t in torch.cat([known, new]).tolist())]
+    assert abs(missed - fooled) == pytest.approx(min(gaps), abs=1e-6)
+
+
+def test_threshold_by_hand() -> None:
+    known, new = torch.tensor([5.0, 6, 7, 8]), torch.tensor([1.0, 2, 3, 4])
+    threshold, error = equal_error_threshold(known, new)
+    assert (threshold, error) == (5, 0), "at the threshold an object counts as known"
+    assert equal_error_threshold(torch.tensor([2.0, 5, 6, 7]), torch.tensor([1.0, 3, 3.5, 5.5]))[1] == pytest.approx(0.25)
+    assert equal_error_threshold(known, known)[1] == pytest.approx(0.5)
+    assert equal_error_threshold(new, known)[1] == 1
+
+
+# ---- the calibration
+
+
+def scores_one_by_one(seed: int) -> tuple[list[float], list[float]]:
+    """Largest similarity of known and of new objects, image by image and object by object."""
+    cfg, model = tiny.trained()
+    metric, scale = tracker_similarity(cfg)
+    assert metric == "cosine"
+    cfg = cfg.clone()
+    cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
+    hidden = torch.Generator().manual_seed(seed)
+    known, new = [], []
+    for sample in training_samples(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed):
+        views = []
+        for view in (sample, sample["second_view"]):
+            with torch.no_grad():
+                found = model([{"image": view["image"]}])[0]["instances"]
+            truth = view["instances"]
+            detected = {}
+            for number, mask in zip(truth.gt_ids.tolist(), truth.gt_masks.tensor, strict=True):
+                ious = [((mask & other).sum() / (mask | other).sum()).item() for other in found.pred_masks]
+                if ious and max(ious) >= 0.5:
+                    detected[number] = found.embeddings[int(np.argmax(ious))]
+            views.append(detected)
+        keep = torch.rand(len(views[0]), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
+        memory = {number: e for (number, e), kept in zip(views[0].items(), keep.tolist(), strict=True) if kept}
+        if memory:
+            for number, e in views[1].items():
+                score = max(scale * torch.cosine_similarity(e, other, dim=0).item() for other in memory.values())
+                (known if number in memory else new).append(score)
+    return known, new
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_calibration_of_a_trained_model(seed: int) -> None:
+    cfg, model = tiny.trained()
+    known, new = scores_one_by_one(seed)
+    assert min(len(known), len(new)) >= 20
+    value, error = calibrate_null_logit(cfg, model, seed)
+    expected, expected_error = equal_error_threshold(torch.tensor(known), torch.tensor(new))
+    assert value == pytest.approx(expected, abs=1e-3) and error == pytest.approx(expected_error, abs=1e-3)
+    assert error < 0.45, "better than chance"
+    assert model.embedding_head.null_logit.item() == pytest.approx(value)
+    assert model.embedding_head.null_logit.dim() == 0
+
+
+def test_calibration_touches_nothing_but_its_buffer() -> None:
+    cfg, model = tiny.trained()
+    for mode in (True, False):
+        model.train(mode)
+        model.embedding_head.null_logit.fill_(float("nan"))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        first = calibrate_null_logit(cfg, model)
+        assert tiny.difference(before, model.state_dict()) == ["embedding_head.null_logit"]
+        assert model.training is mode and model.backbone.training is mode
+        assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+        assert torch.equal(torch.get_rng_state(), states[2])
+        assert cfg.MODEL.SOLO_TRACK.EMB.VIEWS == 1
+        assert calibrate_null_logit(cfg, model) == first
+    model.eval()
+
+
+def test_size_of_the_batches_does_not_matter() -> None:
+    cfg, model = tiny.trained()
+    other = cfg.clone()
+    other.TEST.FRAMES_PER_BATCH = 1
+    assert calibrate_null_logit(cfg, model) == pytest.approx(calibrate_null_logit(other, model), abs=1e-3)
+
+
+def test_too_few_objects_leave_the_value_alone(caplog: pytest.LogCaptureFixture) -> None:
+    cfg, model = tiny.trained()
+    few = cfg.clone()
+    few.TRACKER_HEADS.CALIBRATION.IMAGES = 2
+    model.embedding_head.null_logit.fill_(1.25)
+    assert calibrate_null_logit(few, model) is None
+    assert model.embedding_head.null_logit == 1.25
+    assert "Null logit not calibrated" in caplog.text
+    blind = tiny.model(cfg)  # detects nothing
+    assert calibrate_null_logit(cfg, blind) is None
+    assert blind.embedding_head.null_logit.isnan()
+
+
+# ---- the hook
+
+
+@pytest.mark.parametrize(
+    ("periods", "last", "expected"),
+    [((4, 3), 10, [3, 4, 6, 8, 9, 10]), ((0, 5), 9, [5, 9]), ((0, 100), 7, [7]), ((2, 4), 4, [2, 4])],
+)
+def test_hook_calibrates_before_evaluations_and_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, periods: tuple[int, ...], last: int, expected: list[int]
+) -> None:
+    calls = []
+    monkeypatch.setattr(calibration, "calibrate_null_logit", lambda cfg, model: calls.append((trainer.iter + 1, cfg, model)))
+    cfg, model = object(), torch.nn.Linear(1, 1)
+    hook = CalibrateNullLogit(cfg, model, periods)
+    hook.trainer = trainer = SimpleNamespace(iter=0, max_iter=last)
+    for trainer.iter in range(last):
+        hook.after_step()
+    assert [call[0] for call in calls] == expected
+    assert all(call[1:] == (cfg, model) for call in calls)
