@@ -17,7 +17,7 @@ help:
 env: $(STAMP)
 
 $(STAMP): requirements/base.txt requirements/detectron2.txt setup.py
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "SoloTrack needs Python 3.10 or newer: make env PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "The pins of requirements/ are for Python 3.11 to 3.13: make env PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements/base.txt
 	$(BIN)/pip install --quiet --no-deps --only-binary=:all: --python-version 3.10 --require-hashes --upgrade \

@@ -338,6 +338,8 @@ def check_config(cfg: CfgNode) -> None:
     for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE"):
         if not _is_interval(flat[key]) or not flat[key][0] > 0:
             faults.append(f"{key} is {flat[key]!r}; it must be two factors, 0 < smallest <= largest.")
+    if not flat["INPUT.STRETCH.LOW"] < flat["INPUT.STRETCH.HIGH"]:
+        faults.append("INPUT.STRETCH.LOW must be below INPUT.STRETCH.HIGH.")
     for key in ("DATASETS.CUSTOM.IMAGES", "DATASETS.CUSTOM.VIDEOS"):
         if not all(isinstance(entry, (list, tuple)) and [type(x) for x in entry] == [str] * 3 for entry in flat[key]):
             faults.append(f"{key} is {flat[key]!r}; each entry must be [name, json file, folder].")
@@ -387,8 +389,13 @@ def check_device(cfg: CfgNode) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch sees no GPU here; set MODEL.DEVICE to cpu.")
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which PyTorch does not know; use cpu, cuda or cuda:1.") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch sees {count or 'no'} GPU here; set MODEL.DEVICE to cpu.")
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:

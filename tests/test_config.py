@@ -275,6 +275,7 @@ def test_values_that_exclude_one_another() -> None:
         (["MODEL.SOLO_TRACK.EMB.CHANNELS", "100"], r"MODEL\.SOLO_TRACK\.EMB\.CHANNELS \(100\) must be a multiple"),
         (["MODEL.SMALL_RESNET.CHANNELS", "[32, 64, 64, 128]"], r"neighbours must differ"),
         (["MODEL.SOLO.FREEZE", "True", "MODEL.SOLO_TRACK.EMB.ENABLED", "False"], r"nothing to train"),
+        (["INPUT.STRETCH.LOW", "60.0", "INPUT.STRETCH.HIGH", "40.0"], r"INPUT\.STRETCH\.LOW must be below INPUT\.STRETCH\.HIGH"),
         (["MODEL.SOLO_TRACK.EMB.ENABLED", "False"], r"use DistanceTracker or IoUTracker"),
     ):
         with pytest.raises(ConfigError, match=text):
@@ -297,11 +298,25 @@ def test_not_a_number_is_in_no_range() -> None:
         check_config(cfg)
 
 
-def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    check_device(load_config("", ["MODEL.DEVICE", "cpu"]))
-    with pytest.raises(ConfigError, match=r"MODEL\.DEVICE is cuda:1 but PyTorch sees no GPU here; set MODEL\.DEVICE to cpu"):
-        check_device(load_config("", ["MODEL.DEVICE", "cuda:1"]))
+@pytest.mark.parametrize(("device", "count"), [("cpu", 0), ("cuda", 1), ("cuda:1", 2)])
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch, device: str, count: int) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    check_device(load_config("", ["MODEL.DEVICE", device]))
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "text"),
+    [
+        ("cuda", 0, "is cuda but PyTorch sees no GPU here; set MODEL.DEVICE to cpu."),
+        ("cuda:1", 1, "is cuda:1 but PyTorch sees 1 GPU here"),
+        ("gpu", 4, "is 'gpu', which PyTorch does not know"),
+    ],
+)
+def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, device: str, count: int, text: str) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    with pytest.raises(ConfigError) as caught:
+        check_device(load_config("", ["MODEL.DEVICE", device]))
+    assert str(caught.value).startswith(f"MODEL.DEVICE {text}")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 ``python tests/toolserver.py`` is the server: it imports the libraries that the tools stand on (nothing of solotrack), then forks a process
 for every job that comes as a line of json on its standard input. A job's process is a plain one: it may be killed, end with any code or
-start processes itself.
+start processes itself. Jobs see no GPU, so that they do the same on every machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ToolServer:
     """A running server."""
 
     def __init__(self) -> None:
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+        environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
         )

@@ -55,7 +55,10 @@ def run(args: argparse.Namespace) -> None:
     AtomicCheckpointer(model).load_for_inference(cfg.MODEL.WEIGHTS)
     rows = compare_trackers(cfg, model.eval(), dataset, args.output, {name: TRACKERS[name] for name in args.trackers})
     table = tabulate(
-        [[name, *(f"{values[c]:.1f}" for c in COLUMNS)] for name, values in rows.items()], headers=["tracker", *COLUMNS], tablefmt="github"
+        [[name, *(f"{values[c]:.1f}" for c in COLUMNS)] for name, values in rows.items()],
+        headers=["tracker", *COLUMNS],
+        tablefmt="github",
+        disable_numparse=True,
     )
     print(f"\n{dataset}, the same detections for every row, percent:\n\n{table}\n")
     for name, text in (("comparison.md", table + "\n"), ("comparison.json", json.dumps(rows, indent=2) + "\n")):
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         run(parser().parse_args())
-    except (ConfigError, CheckpointError, DatasetError, FrameError, YTVISFormatError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, DatasetError, FrameError, YTVISFormatError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

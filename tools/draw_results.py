@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         run(parser().parse_args())
-    except (DatasetError, FrameError, YTVISFormatError, FileNotFoundError) as error:
+    except (DatasetError, FrameError, YTVISFormatError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -56,11 +56,11 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--frames", type=int, default=20, metavar="N", help="frames a video, 2 or more (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, metavar="PX", help="height of an image (default: %(default)s)")
     parser.add_argument("--aspect", type=float, default=1.0, metavar="X", help="width / height (default: %(default)s)")
-    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="factor on the motion in the videos (default: %(default)s)")
+    parser.add_argument("--speed", type=float, default=0.8, metavar="X", help="factor on the motion in the videos (default: %(default)s)")
     parser.add_argument(
         "--shift",
         type=float,
-        default=1.0,
+        default=0.6,
         metavar="X",
         help="how unlike the images the videos look: 0 = alike, up to 2 (default: %(default)s)",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,29 +19,38 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "projects/quickstart/configs/solo_track.yaml"
 
 
-def plan(output: str, seed: int) -> list[Stage]:
-    """The steps, in order."""
+def plan(output: str, seed: int, config: str = CONFIG, data_options: str = "") -> list[Stage]:
+    """The steps, in order.
 
-    def tool(name: str, *arguments: str) -> tuple[str, ...]:
-        return (sys.executable, f"tools/{name}.py", *arguments)
-
+    Args:
+        output: folder for everything.
+        seed: of the data.
+        config: yaml file of the model and its training.
+        data_options: more words for ``prepare_data.py synthetic``.
+    """
     data, weights = f"{output}/data/synthetic", f"{output}/model_final.pth"
-    truth, video = f"{data}/test.json", f"{data}/videos/test"
-    results = f"{output}/comparison/SOLO-Track/results.json"
-    model = ("--config-file", CONFIG, "--weights", weights)
+    model = f"--config-file {config} --weights {shlex.quote(weights)}"
+
+    def step(name: str, command: str, written: str) -> Stage:
+        tool, *arguments = shlex.split(command)
+        return Stage(name, (sys.executable, f"tools/{tool}.py", *arguments), (f"{output}/{written}",))
+
+    quoted_output, quoted_data = shlex.quote(output), shlex.quote(data)
+    results = f"{quoted_output}/comparison/SOLO-Track/results.json"
+    truth = f"--annotations {quoted_data}/test.json --frames {quoted_data}/videos/test"
     return [
-        Stage("data", tool("prepare_data", "synthetic", "--output", data, "--seed", str(seed)), (f"{data}/stats.json",)),
-        Stage("train", tool("train_net", "--config-file", CONFIG, "--resume", "OUTPUT_DIR", output, "DATASETS.TEST", "()"), (weights,)),
-        Stage("compare", tool("compare_trackers", *model, "--output", f"{output}/comparison"), (f"{output}/comparison/comparison.md",)),
-        Stage(
-            "sheet",
-            tool("draw_results", "--annotations", truth, "--predictions", results, "--sheet", f"{output}/contact_sheet.png"),
-            (f"{output}/contact_sheet.png",),
+        step(
+            "data", f"prepare_data synthetic --output {quoted_data} --seed {seed} {data_options}", "data/synthetic/contact_sheets/test.png"
         ),
-        Stage(
-            "track",
-            tool("track_video", *model, "--input", f"{video}/0001", "--output", f"{output}/tracked", "--fps", "5"),
-            (f"{output}/tracked/overlay.mp4",),
+        step("train", f"train_net --config-file {config} --resume OUTPUT_DIR {quoted_output}", "model_final.pth"),
+        step("compare", f"compare_trackers {model} --output {quoted_output}/comparison", "comparison/comparison.md"),
+        step(
+            "sheet",
+            f"draw_results {truth} --predictions {results} --sheet {quoted_output}/contact_sheet.png",
+            "contact_sheet.png",
+        ),
+        step(
+            "track", f"track_video {model} --input {quoted_data}/videos/test/0001 --output {quoted_output}/tracked", "tracked/overlay.mp4"
         ),
     ]
 
@@ -50,24 +60,24 @@ def main() -> None:
     parser.add_argument("--output", default="output/quickstart", metavar="DIR", help="folder for everything (default: output/quickstart)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
     args = parser.parse_args()
+    output = os.path.abspath(args.output)
     os.chdir(ROOT)
-    os.environ["DETECTRON2_DATASETS"] = f"{args.output}/data"
+    output = os.path.relpath(output) if Path(output).is_relative_to(ROOT) else output
+    os.environ["DETECTRON2_DATASETS"] = f"{output}/data"
     start = time.monotonic()
-    stages = plan(args.output, args.seed)
+    stages = plan(output, args.seed)
     try:
         for number, stage in enumerate(stages, 1):
-            print(
-                f"\n[{number}/{len(stages)}] {stage.name}{': done before' if stage.done else ''}\n  $ {' '.join(stage.command)}\n",
-                flush=True,
-            )
+            print(f"\n[{number}/{len(stages)}] {stage.name}{': done before' if stage.done else ''}")
+            print(f"  $ DETECTRON2_DATASETS={output}/data {shlex.join(stage.command)}\n", flush=True)
             run_stage(stage)
     except PlanError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(Path(args.output, "comparison", "comparison.md").read_text(encoding="utf-8"))
+    print(f"\n{Path(output, 'comparison', 'comparison.md').read_text(encoding='utf-8')}")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes. Look at:")
     for path in ("comparison/comparison.md", "contact_sheet.png", "tracked/overlay.mp4", "data/synthetic/contact_sheets/test.png"):
-        print(f"  {args.output}/{path}")
+        print(f"  {output}/{path}")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         run(parser().parse_args())
-    except (ConfigError, CheckpointError, DatasetError, FrameError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, DatasetError, FrameError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -31,7 +31,7 @@ from solotrack.engine.trainer import NonFiniteLossError, Trainer
 from solotrack.evaluation.ytvis_format import YTVISFormatError
 
 # What a user can mend; each comes with a sentence that says how.
-FAULTS = (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, YTVISFormatError, FileNotFoundError)
+FAULTS = (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, YTVISFormatError, OSError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +75,10 @@ def work(args: argparse.Namespace) -> None:
     try:
         run(args)
     except FAULTS as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        if "Original Traceback" in text:  # from a loader's worker, whose last line is the fault itself
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -55,7 +55,12 @@ def identified_frames(cfg: CfgNode, model: nn.Module, frames: Sequence[tuple[np.
 
     images = model.preprocess(inputs)
     targets = model.assign(truths, tuple(images.tensor.shape[-2:]))
-    found = instance_centers(model.embedding_head(model.features(images)), targets.instance_index, [len(x) for x in truths])
+    found = instance_centers(
+        model.embedding_head(model.features(images)),
+        targets.instance_index,
+        [len(x) for x in truths],
+        normalize=cfg.MODEL.SOLO_TRACK.EMB.SIM == "cosine",
+    )
     result = []
     for number, (_, _, identities) in enumerate(frames):
         rows = (found.image_ids == number).nonzero().squeeze(1)

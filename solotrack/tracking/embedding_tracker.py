@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from detectron2.tracking.base_tracker import TRACKER_HEADS_REGISTRY
 
 from solotrack.config import tracker_similarity
 from solotrack.ops.masks import box_iou, mask_iou
-from solotrack.ops.similarity import pairwise_similarity
+from solotrack.ops.similarity import NORM_EPS, pairwise_similarity
 
 from .assignment import assign
 from .base import OnlineTracker, check_choice
@@ -168,7 +169,10 @@ class EmbeddingTracker(OnlineTracker):
                 "EmbeddingTracker got detections without the field 'embeddings'. Use a model with MODEL.SOLO_TRACK.EMB.ENABLED True, "
                 "or TRACKER_HEADS.TRACKER_NAME DistanceTracker or IoUTracker."
             )
-        seen = {"embeddings": instances.embeddings.float()}
+        embeddings = instances.embeddings.float()
+        if self._metric == "cosine":  # prototypes average directions; the length of an embedding means nothing there
+            embeddings = F.normalize(embeddings, dim=1, eps=NORM_EPS)
+        seen = {"embeddings": embeddings}
         if self._proto_update == "mean":
             seen["counts"] = seen["embeddings"].new_ones(len(instances), 1)
         if self._cues:

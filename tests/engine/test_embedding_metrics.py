@@ -15,6 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image
 
 from solotrack.data.annotation_file import DatasetError
+from solotrack.data.intensity import Stretch
 from solotrack.engine.embedding_metrics import identified_frames, shift_test, video_association
 from solotrack.modeling.solo.targets import assign_grid_targets
 from solotrack.ops.masks import centers_of_mass, masks_to_boxes
@@ -175,6 +176,16 @@ def test_embeddings_of_true_instances(names: dict[str, list], size: int) -> None
             torch.testing.assert_close(frame.embeddings[number], cells[index == number].mean(dim=0), rtol=1e-4, atol=1e-4)
         assert frame.identities.tolist() == identities.tolist()
         torch.testing.assert_close(frame.centers, centers_of_mass(torch.from_numpy(masks)))
+
+
+def test_grey_levels_are_stretched_as_in_training(names: dict[str, list]) -> None:
+    (image, masks, identities), *_ = frames(1, seed=4)
+    dim = (20 + image // 8, masks, identities)
+    cfg = tiny.config(names | {"INPUT.STRETCH.ENABLED": True})
+    model = tiny.model(cfg, spread=0.3).eval()
+    (given,) = identified_frames(cfg, model, [dim])
+    (expected,) = identified_frames(tiny.config(names), model, [(Stretch.from_config(cfg)(dim[0]), masks, identities)])
+    torch.testing.assert_close(given.embeddings, expected.embeddings)
 
 
 def test_channel_order_is_the_model_s(names: dict[str, list]) -> None:

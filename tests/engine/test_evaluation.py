@@ -17,6 +17,7 @@ from solotrack.config import ConfigError
 from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import dataset_metadata, load_dataset
 from solotrack.data.frames import read_frame_image
+from solotrack.data.intensity import Stretch
 from solotrack.engine.evaluation import evaluate, evaluate_images, evaluate_videos
 from solotrack.engine.streaming import VideoTracker
 from solotrack.evaluation.ytvis import evaluate_ytvis
@@ -123,6 +124,16 @@ def test_videos_without_annotations_give_files_for_the_server(tmp_path: Path) ->
     assert evaluate(cfg, model) == {}
     written = json.loads((tmp_path / "inference" / "tiny_unlabelled" / "results.json").read_text())
     assert written and (tmp_path / "inference" / "tiny_unlabelled" / "results.zip").exists()
+
+
+def test_grey_levels_of_videos_are_stretched_as_in_training(tmp_path: Path) -> None:
+    cfg, model = trained(tmp_path)
+    frames = [20 + read_frame_image(path) // 8 for path in load_dataset("tiny_test")[0]["file_names"]]
+    stretched = cfg.clone()
+    stretched.INPUT.STRETCH.ENABLED = True
+    bright = [Stretch.from_config(stretched)(frame) for frame in frames]
+    tracks, expected = (VideoTracker.from_config(c, model).eval().track(x) for c, x in ((stretched, frames), (cfg, bright)))
+    assert tracks == expected != VideoTracker.from_config(cfg, model).eval().track(frames)
 
 
 def test_data_sets_that_cannot_be_evaluated(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The best weights are kept, whatever comes after them."""
+"""The best weights are kept, whatever comes after them; objects that cannot be learned are told before the training."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from detectron2.engine import TrainerBase, hooks
 from torch import nn
 
+from solotrack.data.loader import training_samples
 from solotrack.engine.checkpoint import AtomicCheckpointer
-from solotrack.engine.hooks import BestCheckpoint
+from solotrack.engine.hooks import BestCheckpoint, ReportScaleRanges
+from tests import tiny
 
 
 class Counting(TrainerBase):
@@ -101,3 +104,19 @@ def test_nothing_is_kept_of_a_run_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="lost"):
         Failing(tmp_path, {2: 10.0}, period=2).train(0, 8)
     assert best(tmp_path)[:2] == (2, 10.0)
+
+
+@pytest.mark.parametrize(("ranges", "level"), [([[1, 256]] * 3, logging.INFO), ([[1, 12]] * 3, logging.WARNING)])
+def test_report_of_instances_outside_the_scale_ranges(caplog: pytest.LogCaptureFixture, ranges: list, level: int) -> None:
+    cfg = tiny.config({"MODEL.SOLO.SCALE_RANGES": ranges, "MODEL.SOLO.NUM_GRIDS": [64, 64, 64]})
+    model = tiny.model(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with caplog.at_level(logging.INFO, "solotrack.engine.hooks"):
+        ReportScaleRanges(cfg, model, images=10).before_train()
+    instances = [x["instances"] for x in training_samples(cfg, 10, seed=0)]
+    sides = torch.cat([x.gt_boxes.tensor for x in instances]).view(-1, 2, 2).diff(dim=1)[:, 0]
+    outside = int((sides.prod(dim=1).sqrt() > ranges[0][1]).sum())
+    (record,) = (x for x in caplog.records if x.name == "solotrack.engine.hooks")
+    assert record.getMessage().startswith(f"Of {len(sides)} instances in 10 training images, {outside} lie outside every range")
+    assert record.levelno == level and (outside > 0) == (level == logging.WARNING)
+    assert not tiny.difference(before, model.state_dict())

@@ -140,6 +140,25 @@ def test_a_loss_that_is_not_a_number_names_the_images(train: Callable[..., Finis
     assert not list((tmp_path / "a").glob("*.pth"))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named(train: Callable[..., Finished], tmp_path: Path, workers: int) -> None:
+    """Also from a loader's process, from where errors come with a traceback in their text."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (tiny.data_root() / "train").iterdir():
+        content = path.read_bytes()
+        (images / path.name).write_bytes(content[: len(content) // 2])
+    changes = {
+        "DATASETS.CUSTOM.IMAGES": [["damaged", str(tiny.data_root() / "train.json"), str(images)]],
+        "DATASETS.TRAIN": ["damaged"],
+        "DATALOADER.NUM_WORKERS": workers,
+    }
+    not_before = "import solotrack.engine.hooks as hooks; hooks.ReportScaleRanges.before_train = lambda self: None"
+    done = train("a", changes, setup=not_before)
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert done.err.splitlines()[-1].startswith(f"error: The frame {images}/0000") and "copy or extract it again" in done.err
+
+
 def steps(changes: dict | None = None, max_norm: float | None = None, lr: float = 1.0, dtype: torch.dtype | None = None) -> TrainingStep:
     cfg = tiny.config(changes)
     model = tiny.model(cfg)

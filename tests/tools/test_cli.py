@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ FRAMES = 4
 def load_tool(name: str) -> ModuleType:
     """By its path: Detectron2's wheel installs a package that is called "tools", too."""
     spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -211,6 +212,9 @@ WRONG = [
     (("shift_test", *MODEL[:3], "no.pth", "--images", "synthetic_val"), "There is no checkpoint no.pth"),
     (("shift_test", *MODEL[:3], "damaged.pth", "--images", "synthetic_val"), "damaged.pth is not a readable checkpoint"),
     (("compare_trackers", *MODEL, "--output", "x", "--opts", "MODEL.SOLO_TRACK.EMB.DIM", "4"), "start.pth does not fit the config"),
+    # folders
+    (("train_net", "--config-file", "config.yaml", "OUTPUT_DIR", "config.yaml/run"), "config.yaml/run"),
+    (("compare_trackers", *MODEL, "--output", "config.yaml/x"), "config.yaml"),
     # data
     (("train_net", "--config-file", "config.yaml", "DATASETS.TRAIN", "('synthetic_trian',)"), "Did you mean synthetic_train"),
     (("train_net", "--config-file", "config.yaml", "DATASETS.TRAIN", "('ytvis_2019_train',)"), "ytvis_2019_train is not here"),

@@ -8,8 +8,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone,
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn import functional as F
 
 from ...config import ConfigError
+from ...ops.similarity import NORM_EPS
 from ..embedding.head import EmbeddingHead
 from ..embedding.instance_contrastive import InstanceContrastiveLoss
 from ..solo.head import SOLOHead
@@ -189,6 +191,8 @@ class SOLOTrack(nn.Module):
         results = self.inference(self.head, features, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
         if self.embedding_head is not None:
             embeddings = self.embedding_head(features).float()  # (N, R, D)
+            if self.embedding_loss.metric == "cosine":  # as training, before cells are averaged
+                embeddings = F.normalize(embeddings, dim=2, eps=NORM_EPS)
             for image_embeddings, image_size, instances in zip(embeddings, images.image_sizes, results, strict=True):
                 instances.embeddings = self._read(image_embeddings, instances, image_size, padded_size)
         return [{"instances": x} for x in results]
