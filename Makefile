@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:
 	@echo "make env         set up .venv (about two minutes; nothing to do when it is ready)"
 	@echo "make quickstart  set up, train on synthetic data, compare trackers, draw a tracked video (output/quickstart)"
-	@echo "make ablation    every row of projects/quickstart/README.md, three seeds (about an hour on two cores; resumes)"
+	@echo "make ablation    every row of projects/quickstart/README.md, three seeds (hours on two cores; resumes)"
 	@echo "make test        set up and run the tests"
 	@echo "make lint        ruff, lint and format"
 

@@ -1,6 +1,7 @@
 """SoloTrack: learn to track instances from labelled images. Importing it registers its models, trackers and data sets with Detectron2."""
 
 import os
+import warnings
 
 try:
     import detectron2  # noqa: F401
@@ -9,10 +10,12 @@ except ImportError as error:
         "SoloTrack needs Detectron2, which has no release on PyPI. README.md, 'Install', says how: `make env`, or upstream's source."
     ) from error
 
-from . import tracking  # noqa: F401
-from .data.catalog import register_all
-from .modeling import backbone  # noqa: F401
-from .modeling.meta_arch import solo_track  # noqa: F401
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # fvcore's and Detectron2's, on being imported
+    from . import tracking  # noqa: F401
+    from .data.catalog import register_all
+    from .modeling import backbone  # noqa: F401
+    from .modeling.meta_arch import solo_track  # noqa: F401
 
 __all__ = ["VideoPredictor"]
 

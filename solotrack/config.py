@@ -18,10 +18,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from solotrack.errors import SoloTrackError
+
 __all__ = ["ConfigError", "add_solotrack_config", "check_config", "check_device", "load_config", "tracker_similarity"]
 
 
-class ConfigError(ValueError):
+class ConfigError(SoloTrackError, ValueError):
     """A config key that does not exist or holds a value that cannot work; the message says what is allowed."""
 
 
@@ -33,6 +35,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, M1.6
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]  # RGB, M1.6
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"  # any Detectron2 backbone whose outputs hold SOLO.IN_FEATURES
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # as torchvision's ResNets
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.CHANNELS_LAST = False  # memory format of the network; the quicker one for convolutions on CPUs and tensor cores
@@ -104,7 +107,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     emb.VIEWS = 1  # 1: the literal losses; 2: two strong views, the same instance in the other view is the positive, M15
     me = cfg.MODEL.SOLO_TRACK.ME = CfgNode()
     me.MODE = "paper"  # "none", "paper", "offdiag" or "minimize", M2.7, A3
-    me.WEIGHT = 0.1  # M2.7
+    me.WEIGHT = 0.1  # M2.7; times EMB.LOSS_WEIGHT, as all terms of the embedding
     me.START_ITER = 1000  # M2.7
     cfg.MODEL.SOLO_TRACK.EMB_READ = "cell"  # where inference reads an embedding: "cell", "center_region" or "cluster", M5.2, A10
 
@@ -142,6 +145,9 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.BASE_LR = 0.01  # for 16 images, M1.6
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4  # norms too, as SOLO
+    cfg.SOLVER.MAX_ITER = 90000  # "1x", M1.6
+    cfg.SOLVER.STEPS = (60000, 80000)  # M1.6
     cfg.SOLVER.WARMUP_ITERS = 500  # M1.6
     cfg.SOLVER.WARMUP_FACTOR = 1.0 / 3  # M1.6
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True

@@ -11,18 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "solotrack"
 
-COMMON = {"config", "files"}  # single modules that every part may use
+COMMON = {"config", "errors", "files"}  # single modules that every part may use
 LIBRARY = {"ops", "data", "modeling", "tracking", "evaluation", "visualization"}
 # Part -> parts of solotrack that it may import besides itself.
 MAY_KNOW = {
-    "config": set(),
-    "files": set(),
-    "ops": set(),
+    "config": {"errors"},
+    "errors": set(),
+    "files": {"errors"},
+    "ops": {"errors"},
     "data": {"ops"} | COMMON,
     "modeling": {"ops"} | COMMON,
     "tracking": {"ops"} | COMMON,
     "evaluation": {"ops"} | COMMON,
-    "visualization": {"ops", "files"},
+    "visualization": {"ops", "errors", "files"},
     "adaptation": LIBRARY | COMMON,
     "engine": LIBRARY | COMMON | {"adaptation"},
     "": LIBRARY | COMMON | {"adaptation", "engine"},  # solotrack/__init__.py

@@ -14,6 +14,9 @@ What is compared runs alternately in one process, so that a busy machine slows b
 
 from __future__ import annotations
 
+import solotrack  # noqa: F401  (registers models, trackers and data sets; before Detectron2, whose import it quiets)
+
+# isort: split
 import argparse
 import json
 import os
@@ -40,18 +43,16 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn import functional as F
 
-import solotrack  # noqa: F401  (registers models, trackers and data sets)
-from solotrack.config import ConfigError, load_config
-from solotrack.data.annotation_file import DatasetError
+from solotrack.config import ConfigError, check_device, load_config
 from solotrack.data.catalog import register_custom
-from solotrack.data.frames import FrameError
 from solotrack.data.loader import build_train_loader
-from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
+from solotrack.engine.checkpoint import AtomicCheckpointer
+from solotrack.engine.cli import run_tool
 from solotrack.engine.comparison import TRACKERS
 from solotrack.engine.streaming import VideoTracker, amp_dtype, record
-from solotrack.engine.trainer import NonFiniteLossError, TrainingStep, build_optimizer
+from solotrack.engine.trainer import TrainingStep, build_optimizer
 from solotrack.evaluation.ytvis import score_tracks
-from solotrack.evaluation.ytvis_format import YTVISFormatError, load_json, read_ground_truth, read_predictions
+from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.files import atomic_write
 from solotrack.modeling.solo import GridTargets, SOLOHead, assign_grid_targets, dice_loss, mask_loss
 from solotrack.ops.masks import masks_to_boxes
@@ -259,7 +260,7 @@ def write_random_frames(rng: np.random.Generator, folder: str, size: tuple[int, 
 
 
 def config(args: argparse.Namespace, *overrides: str) -> CfgNode:
-    cfg = load_config(args.config_file, ["MODEL.DEVICE", str(args.device), *overrides, *args.opts])
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", str(args.device), *overrides])
     register_custom(cfg)
     return cfg
 
@@ -605,25 +606,21 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    if args.repeats < 1:
-        print("error: --repeats must be at least 1.", file=sys.stderr)
-        return 2
-    if args.device and args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("error: --device cuda: PyTorch sees no GPU here; use --device cpu.", file=sys.stderr)
-        return 2
-    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def run(args: argparse.Namespace) -> None:
+    if args.repeats < 1 or args.seed < 0:
+        raise ConfigError("--repeats must be at least 1, and --seed at least 0.")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(load_config("", ["MODEL.DEVICE", args.device]))
+    args.device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.machine = describe_machine(args.device)
     torch.manual_seed(args.seed)
-    try:
-        args.run(args)
-    except (ConfigError, CheckpointError, DatasetError, FrameError, YTVISFormatError, NonFiniteLossError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args.run(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(run, parser(), argv)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@
 
 The network runs once; every tracker sees its detections. Writes out/comparison.md, out/comparison.json (percent) and each tracker's
 results.json.
-Config overrides: --opts KEY VALUE KEY VALUE ...
+Words after the options are config overrides: KEY VALUE KEY VALUE ...
 """
 
 from __future__ import annotations
 
+import solotrack  # noqa: F401  (registers models, trackers and data sets; before Detectron2, whose import it quiets)
+
+# isort: split
 import argparse
 import json
 import os
@@ -18,14 +21,11 @@ import sys
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
-import solotrack  # noqa: F401  (registers models, trackers and data sets)
 from solotrack.config import ConfigError, check_device, load_config
-from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import register_custom
-from solotrack.data.frames import FrameError
-from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
+from solotrack.engine.checkpoint import AtomicCheckpointer
+from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.comparison import TRACKERS, compare_trackers
-from solotrack.evaluation.ytvis_format import YTVISFormatError
 from solotrack.files import atomic_write
 
 COLUMNS = ("AP", "AP50", "AP75", "AR1", "AR10")
@@ -33,19 +33,17 @@ COLUMNS = ("AP", "AP50", "AP75", "AR1", "AR10")
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--config-file", required=True, metavar="FILE", help="the config the weights were trained with")
-    result.add_argument("--weights", default="", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     result.add_argument("--dataset", metavar="NAME", help="registered videos with annotations (default: the first of DATASETS.TEST)")
     result.add_argument("--output", required=True, metavar="DIR", help="folder for tables and results")
     result.add_argument(
         "--trackers", nargs="+", choices=list(TRACKERS), default=list(TRACKERS), metavar="NAME", help=f"of {', '.join(TRACKERS)}"
     )
-    result.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    add_config_options(result)
     return result
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])])
+    cfg = load_config(args.config_file, config_words(args))
     check_device(cfg)
     register_custom(cfg)
     if not args.dataset and not cfg.DATASETS.TEST:
@@ -66,13 +64,9 @@ def run(args: argparse.Namespace) -> None:
             file.write(text)
 
 
-def main() -> None:
-    try:
-        run(parser().parse_args())
-    except (ConfigError, CheckpointError, DatasetError, FrameError, YTVISFormatError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(run, parser(), argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

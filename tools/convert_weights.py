@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from solotrack.engine.cli import run_tool
+from solotrack.errors import SoloTrackError
 from solotrack.files import atomic_write
 
 TORCHVISION_HELP = """\
@@ -53,7 +55,7 @@ _SOLO_PARTS = (
 _FPN_LEVELS = 4  # convolutions: C2 to C5; P6 is pooled
 
 
-class ConversionError(ValueError):
+class ConversionError(SoloTrackError):
     """A file that cannot be converted; the message names it and says what to do."""
 
 
@@ -243,13 +245,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        run(args)
-    except (ConversionError, OSError) as error:
-        print(f"convert_weights.py {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(run, parser(), argv)
 
 
 if __name__ == "__main__":

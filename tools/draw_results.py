@@ -9,6 +9,7 @@ the truth          tools/draw_results.py --annotations test.json --sheet truth.p
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ import cv2
 import numpy as np
 
 from solotrack.data.annotation_file import DatasetError, read_annotation_file
-from solotrack.data.frames import FrameError, read_frame_image
+from solotrack.data.frames import read_frame_image
 from solotrack.data.ytvis import load_ytvis
-from solotrack.evaluation.ytvis_format import YTVISFormatError, load_json, read_ground_truth, read_predictions
+from solotrack.engine.cli import run_tool
+from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.files import atomic_write
+from solotrack.ops.masks import resize_mask
 from solotrack.ops.rle import decode_rle
 from solotrack.visualization.contact_sheet import contact_sheet, draw_masks
 from solotrack.visualization.video_writer import VideoWriter
@@ -60,16 +63,16 @@ def draw(video: dict, tracks: list, index: int) -> np.ndarray:
     image = read_frame_image(video["file_names"][index], "RGB")
     present = [(number, t.rles[index]) for number, t in enumerate(tracks, 1) if index < len(t.rles) and t.rles[index]]
     masks = np.zeros((len(present), *image.shape[:2]), dtype=bool)
-    for mask, (_, rle) in zip(masks, present, strict=True):
-        mask[:] = decode_rle(rle, *image.shape[:2])
+    for mask, (_, rle) in zip(masks, present, strict=True):  # at the video's size, which may not be every frame's
+        mask[:] = resize_mask(decode_rle(rle, *rle["size"]), *image.shape[:2])
     return draw_masks(image, masks, [number for number, _ in present], alpha=0.35)
 
 
 def run(args: argparse.Namespace) -> None:
     if not args.sheet and not args.mp4:
         raise DatasetError("Say what to write: --sheet FILE.png, --mp4 FILE.mp4, or both.")
-    if args.columns < 1 or not args.fps > 0:
-        raise DatasetError("--columns must be at least 1, and --fps greater than 0.")
+    if args.columns < 1 or not 0 < args.fps < math.inf:
+        raise DatasetError("--columns must be at least 1, and --fps greater than 0 and finite.")
     read_annotation_file(args.annotations, required=("videos",))
     videos = {v["video_id"]: v for v in load_ytvis(args.annotations, args.frames or os.path.dirname(os.path.abspath(args.annotations)))}
     unknown = sorted(set(args.video or []) - set(videos))
@@ -93,13 +96,9 @@ def run(args: argparse.Namespace) -> None:
                 writer.write(draw(videos[identity], tracks.get(identity, []), index))
 
 
-def main() -> None:
-    try:
-        run(parser().parse_args())
-    except (DatasetError, FrameError, YTVISFormatError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(run, parser(), argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ if importlib.util.find_spec("solotrack") is None:  # not installed: this file si
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from solotrack.data.categories import CATEGORY_SUBSETS, subset_category_ids
+from solotrack.engine.cli import run_tool
 from solotrack.evaluation.ytvis import score_tracks, videos_with_categories
 from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.files import atomic_write
@@ -40,13 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ytvis(commands)
-    args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"evaluate.py {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(lambda args: args.run(args), parser, argv)
 
 
 def _add_ytvis(commands: argparse._SubParsersAction) -> None:

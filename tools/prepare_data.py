@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from solotrack.data.synthetic import write_synthetic
+from solotrack.engine.cli import run_tool
 from solotrack.files import atomic_write
 from solotrack.visualization.contact_sheet import contact_sheet, draw_masks
 
@@ -32,12 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_synthetic(commands)
-    args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
-    return 0
+    return run_tool(lambda args: args.run(args), parser, argv)
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
@@ -126,4 +123,4 @@ def _outline(path: Path, segments: list[dict], identities: list[int] | range) ->
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

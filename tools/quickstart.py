@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from solotrack.engine.plan import PlanError, Stage, run_stage
+from solotrack.engine.cli import run_tool
+from solotrack.engine.plan import Stage, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "projects/quickstart/configs/solo_track.yaml"
@@ -55,30 +56,33 @@ def plan(output: str, seed: int, config: str = CONFIG, data_options: str = "") -
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="output/quickstart", metavar="DIR", help="folder for everything (default: output/quickstart)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--output", default="output/quickstart", metavar="DIR", help="folder for everything (default: output/quickstart)")
+    result.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
+    return result
+
+
+def run(args: argparse.Namespace) -> None:
     output = os.path.abspath(args.output)
     os.chdir(ROOT)
     output = os.path.relpath(output) if Path(output).is_relative_to(ROOT) else output
     os.environ["DETECTRON2_DATASETS"] = f"{output}/data"
     start = time.monotonic()
     stages = plan(output, args.seed)
-    try:
-        for number, stage in enumerate(stages, 1):
-            print(f"\n[{number}/{len(stages)}] {stage.name}{': done before' if stage.done else ''}")
-            print(f"  $ DETECTRON2_DATASETS={output}/data {shlex.join(stage.command)}\n", flush=True)
-            run_stage(stage)
-    except PlanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    for number, stage in enumerate(stages, 1):
+        print(f"\n[{number}/{len(stages)}] {stage.name}{': done before' if stage.done else ''}")
+        print(f"  $ DETECTRON2_DATASETS={output}/data {shlex.join(stage.command)}\n", flush=True)
+        run_stage(stage)
     print(f"\n{Path(output, 'comparison', 'comparison.md').read_text(encoding='utf-8')}")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes. Look at:")
     for path in ("comparison/comparison.md", "contact_sheet.png", "tracked/overlay.mp4", "data/synthetic/contact_sheets/test.png"):
         print(f"  {output}/{path}")
 
 
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(run, parser(), argv, interrupted="Stopped; run the same command again to continue from there.")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,7 +20,9 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from solotrack.engine.plan import PlanError, Stage, run_plan
+from solotrack.config import ConfigError
+from solotrack.engine.cli import run_tool
+from solotrack.engine.plan import Stage, run_plan
 from solotrack.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,7 @@ class Row:
 ABLATION = (
     Row("IC, literal", "ic", "projects/quickstart/configs/ablation/ic.yaml"),
     Row("IC + ME, literal", "ic_me", "projects/quickstart/configs/ablation/ic_me.yaml"),
+    Row("IC, one view, cosine and batch (control)", "ic_one_view_control", "projects/quickstart/configs/ablation/ic_one_view_control.yaml"),
     Row("IC, two views", "ic_two_view", "projects/quickstart/configs/ablation/ic_two_view.yaml"),
     Row("IC + ME, two views", "ic_me_two_view", "projects/quickstart/configs/ablation/ic_me_two_view.yaml"),
 )
@@ -125,23 +128,29 @@ def run_ablation(args: argparse.Namespace) -> None:
         print(f"\n{table}\n\nmean ± standard error over seeds {', '.join(map(str, args.seeds))}; {args.output}/ablation.md")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = parser.add_subparsers(required=True, metavar="TABLE")
-    ablation = tables.add_parser("ablation", help="image losses on synthetic data, about an hour on two cores")
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tables = result.add_subparsers(required=True, metavar="TABLE")
+    ablation = tables.add_parser("ablation", help="image losses on synthetic data; hours on two cores")
     ablation.add_argument("--output", default="output/ablation", metavar="DIR", help="folder for everything (default: output/ablation)")
     ablation.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of weights and batches (default: 0 1 2)")
     ablation.add_argument("--data-seed", type=int, default=0, metavar="N", help="of the synthetic data (default: 0)")
     ablation.add_argument("--jobs", type=int, default=2, metavar="N", help="commands run side by side (default: 2)")
     ablation.set_defaults(run=run_ablation)
-    args = parser.parse_args()
+    return result
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.jobs < 1 or min(args.seeds) < 0:
+        raise ConfigError("--jobs must be at least 1, and --seeds at least 0.")
+    args.output = os.path.abspath(args.output)
     os.chdir(ROOT)
-    try:
-        args.run(args)
-    except PlanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    args.run(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(run, parser(), argv, interrupted="Stopped; run the same command again to continue from there.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,11 +10,14 @@ by nearest centre. An embedding that follows appearance matches them all; one th
 Columns: match (share matched by embedding), distance (by nearest centre), new AUC (0.5 = a new object looks like a known one, 1 = they
 never look alike), null rate (share of new objects under the calibrated null logit), instances, candidates (mean number to choose from).
 
-Config overrides: --opts KEY VALUE KEY VALUE ...
+Words after the options are config overrides: KEY VALUE KEY VALUE ...
 """
 
 from __future__ import annotations
 
+import solotrack  # noqa: F401  (registers models, trackers and data sets; before Detectron2, whose import it quiets)
+
+# isort: split
 import argparse
 import dataclasses
 import json
@@ -23,37 +26,33 @@ import sys
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
-import solotrack  # noqa: F401  (registers models, trackers and data sets)
 from solotrack.config import ConfigError, check_device, load_config
-from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import register_custom
-from solotrack.data.frames import FrameError
-from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
+from solotrack.engine.checkpoint import AtomicCheckpointer
+from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.embedding_metrics import shift_test, video_association
 from solotrack.files import atomic_write
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--config-file", required=True, metavar="FILE", help="the config the weights were trained with")
-    result.add_argument("--weights", default="", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     result.add_argument("--images", metavar="NAME", help="registered labelled images, best not those trained on")
     result.add_argument("--videos", metavar="NAME", help="registered labelled videos")
     result.add_argument("--limit", type=int, default=200, metavar="N", help="images taken (default: 200)")
     result.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images and places (default: 0)")
     result.add_argument("--output-json", metavar="FILE", help="write the numbers here too")
-    result.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    add_config_options(result)
     return result
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])])
+    cfg = load_config(args.config_file, config_words(args))
     if not cfg.MODEL.SOLO_TRACK.EMB.ENABLED:
         raise ConfigError("The shift test needs an embedding head: MODEL.SOLO_TRACK.EMB.ENABLED True, and weights trained with it.")
     if not args.images and not args.videos:
         raise ConfigError("Name labelled images (--images), labelled videos (--videos), or both.")
-    if args.limit < 1:
-        raise ConfigError("--limit must be at least 1.")
+    if args.limit < 1 or args.seed < 0:
+        raise ConfigError("--limit must be at least 1, and --seed at least 0.")
     check_device(cfg)
     register_custom(cfg)
     model = build_model(cfg)
@@ -71,13 +70,9 @@ def run(args: argparse.Namespace) -> None:
             json.dump(rows, file, indent=2)
 
 
-def main() -> None:
-    try:
-        run(parser().parse_args())
-    except (ConfigError, CheckpointError, DatasetError, FrameError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(run, parser(), argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,8 +19,12 @@ Words after the options are config overrides: KEY VALUE KEY VALUE ...
 
 from __future__ import annotations
 
+import solotrack  # noqa: F401  (registers models, trackers and data sets; before Detectron2, whose import it quiets)
+
+# isort: split
 import argparse
 import logging
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,11 +35,10 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-import solotrack  # noqa: F401  (registers models, trackers and data sets)
-from solotrack.config import ConfigError, load_config
+from solotrack.config import ConfigError, check_device, load_config
 from solotrack.data.catalog import register_custom
-from solotrack.data.frames import FrameError, FrameSource, open_frames
-from solotrack.engine.checkpoint import CheckpointError
+from solotrack.data.frames import FrameSource, open_frames
+from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.predictor import VideoPredictor, VideoTracks
 from solotrack.visualization.overlay import draw_tracks
 from solotrack.visualization.video_writer import VideoWriter
@@ -45,10 +48,6 @@ _DEFAULT_FPS = 10.0  # of an overlay whose frames come without a rate
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument(
-        "--config-file", required=True, metavar="FILE", help="the config the weights were trained with, e.g. config.yaml beside them"
-    )
-    result.add_argument("--weights", default="", metavar="FILE", help="the checkpoint (default: MODEL.WEIGHTS of the config)")
     result.add_argument("--input", required=True, metavar="VIDEO", help="video file, folder of images, quoted pattern, image, or camera:0")
     result.add_argument("--output", required=True, metavar="DIR", help="folder for the results; made if need be, files in it are replaced")
     result.add_argument("--fps", type=float, metavar="F", help="frames a second of the video read (default: its own, or 10 for images)")
@@ -60,21 +59,21 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tracker", metavar="NAME", help="EmbeddingTracker, DistanceTracker or IoUTracker (TRACKER_HEADS.TRACKER_NAME)")
     result.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     result.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
-    result.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    add_config_options(result, "the config the weights were trained with, e.g. config.yaml beside them")
     return result
 
 
 def config_from(args: argparse.Namespace) -> CfgNode:
-    """The config with the options' values in it."""
-    overrides = ["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")]
+    """The config with the options' values in it; they win over those of KEY VALUE."""
+    overrides = ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu", *config_words(args)]
     for key, value in (
-        ("MODEL.WEIGHTS", args.weights),
+        ("MODEL.DEVICE", args.device),
         ("TRACKER_HEADS.SCORE_THRESH", args.score_thresh),
         ("TRACKER_HEADS.TRACKER_NAME", args.tracker),
     ):
         if value not in (None, ""):
             overrides += [key, value]
-    return load_config(args.config_file, [*overrides, *args.opts])
+    return load_config(args.config_file, overrides)
 
 
 @contextmanager
@@ -120,35 +119,26 @@ def track_video(
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.every < 1 or (args.max_frames is not None and args.max_frames < 1) or (args.fps is not None and not args.fps > 0):
-        raise ConfigError("--every and --max-frames must be at least 1, and --fps greater than 0.")
-    if args.device and args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
+    if args.every < 1 or (args.max_frames is not None and args.max_frames < 1) or (args.fps is not None and not 0 < args.fps < math.inf):
+        raise ConfigError("--every and --max-frames must be at least 1, and --fps greater than 0 and finite.")
     cfg = config_from(args)
+    check_device(cfg)
     register_custom(cfg)
     source = open_frames(
         args.input, cfg.INPUT.FORMAT, every=args.every, max_frames=args.max_frames
     )  # wrong paths show before the model is built
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    tracks = track_video(VideoPredictor(cfg), source, output, args.fps / args.every if args.fps else None, not args.no_overlay)
+    try:
+        tracks = track_video(VideoPredictor(cfg), source, output, args.fps / args.every if args.fps else None, not args.no_overlay)
+    except torch.OutOfMemoryError:
+        raise ConfigError("The GPU's memory is not enough; lower TEST.FRAMES_PER_BATCH or INPUT.MIN_SIZE_TEST.") from None
     print(f"{len(tracks.tracks)} tracks in {tracks.length} frames -> {output}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        run(args)
-    except torch.OutOfMemoryError:
-        print("error: the GPU's memory is not enough; lower TEST.FRAMES_PER_BATCH or INPUT.MIN_SIZE_TEST.", file=sys.stderr)
-    except (ConfigError, CheckpointError, FrameError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
-    else:
-        return 0
-    return 2
+    return run_tool(run, parser(), argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ Results, checkpoints, TensorBoard events and the config in force go to OUTPUT_DI
 
 from __future__ import annotations
 
+import solotrack  # noqa: F401  (registers models, trackers and data sets; before Detectron2, whose import it quiets)
+
+# isort: split
 import argparse
 import sys
 
@@ -20,18 +23,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-import solotrack  # noqa: F401  (registers models, trackers and data sets)
-from solotrack.config import ConfigError, check_device, load_config
-from solotrack.data.annotation_file import DatasetError
+from solotrack.config import check_device, load_config
 from solotrack.data.catalog import check_test_categories, model_class_names, register_custom
-from solotrack.data.frames import FrameError
-from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
+from solotrack.engine.checkpoint import AtomicCheckpointer
+from solotrack.engine.cli import FAULTS, print_fault, run_tool
 from solotrack.engine.evaluation import evaluate
-from solotrack.engine.trainer import NonFiniteLossError, Trainer
-from solotrack.evaluation.ytvis_format import YTVISFormatError
-
-# What a user can mend; each comes with a sentence that says how.
-FAULTS = (ConfigError, CheckpointError, DatasetError, FrameError, NonFiniteLossError, YTVISFormatError, OSError)
+from solotrack.engine.trainer import Trainer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines taking part")
     result.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0")
     result.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0; 'auto' on one machine")
-    result.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    result.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, after all options")
     return result
 
 
@@ -71,28 +68,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """``run`` in one of the processes; faults that a user can mend end it with a sentence."""
+    """``run`` in one of the processes."""
     try:
         run(args)
     except FAULTS as error:
-        text = str(error)
-        if "Original Traceback" in text:  # from a loader's worker, whose last line is the fault itself
-            text = text.strip().splitlines()[-1].partition(": ")[2]
-        print(f"error: {text}", file=sys.stderr)
+        print_fault(error)
         raise SystemExit(2) from None
 
 
-def main() -> None:
-    args = parser().parse_args()
+def start(args: argparse.Namespace) -> None:
+    load_config(args.config_file, args.opts)  # a wrong key stops here, before any process starts
     try:
-        load_config(args.config_file, args.opts)  # a wrong key stops here, before any process starts
         launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-    except FAULTS as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except ProcessExitedException as stopped:
         raise SystemExit(stopped.exit_code) from None
 
 
+def main(argv: list[str] | None = None) -> int:
+    hint = "Stopped. The same command with --resume continues from the last checkpoint in OUTPUT_DIR."
+    return run_tool(start, parser(), argv, interrupted=hint)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

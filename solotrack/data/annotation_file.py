@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from solotrack.errors import SoloTrackError
+
 __all__ = [
     "DatasetError",
     "check_pictures_exist",
     "class_ids",
+    "optional_list",
     "read_annotation_file",
     "read_categories",
     "require_keys",
@@ -20,7 +24,7 @@ __all__ = [
 ]
 
 
-class DatasetError(ValueError):
+class DatasetError(SoloTrackError, ValueError):
     """A data set that cannot be used as it is; the message names the file and the remedy."""
 
 
@@ -47,7 +51,9 @@ def read_annotation_file(json_file: str | os.PathLike, required: Sequence[str] =
             f"{json_file} is not valid json: it breaks at byte {_broken_byte(content, error)} of {len(content)} ({error.msg}). "
             "A file that breaks at its end was cut short; copy or write it again."
         ) from error
-    keys = sorted(data) if isinstance(data, Mapping) else []
+    if not isinstance(data, Mapping):
+        raise DatasetError(f"{json_file} holds {_kind(data)}, not an object; is it a COCO or YouTube-VIS annotation file?")
+    keys = sorted(data)
     for key in required:
         if key not in keys or not isinstance(data[key], list):
             hint = ""
@@ -88,9 +94,9 @@ def _read_categories(json_file: str, version: tuple[int, int] | None) -> tuple[d
 
 def sorted_categories(data: Mapping[str, Any], json_file: str | os.PathLike) -> list[dict[str, Any]]:
     """Categories of a file that has been read, sorted by id and checked."""
-    categories = data.get("categories", [])
+    categories = optional_list(data, "categories", json_file)
     for number, category in enumerate(categories):
-        require_keys(category, ("id", "name"), f"{json_file}: category number {number} (from 0)")
+        require_keys(category, {"id": int, "name": str}, f"{json_file}: category number {number} (from 0)")
     categories = sorted(categories, key=lambda category: category["id"])
     for key in ("id", "name"):
         values = [category[key] for category in categories]
@@ -100,11 +106,33 @@ def sorted_categories(data: Mapping[str, Any], json_file: str | os.PathLike) -> 
     return categories
 
 
-def require_keys(item: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    """Raise DatasetError, with ``where`` in front, when one of the keys is missing."""
+def optional_list(data: Mapping[str, Any], key: str, json_file: str | os.PathLike) -> list[Any]:
+    """``data[key]``, [] where there is no such key; raise DatasetError where it is no list."""
+    value = data.get(key, [])
+    if not isinstance(value, list):
+        raise DatasetError(f"{json_file} has {_kind(value)} for {key!r}; it must be a list. Leave the key out where there are none.")
+    return value
+
+
+def require_keys(item: Any, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    """Raise DatasetError, with ``where`` in front, when ``item`` is no object, or one of the keys is missing or of another type."""
+    if not isinstance(item, Mapping):
+        raise DatasetError(f"{where} is {_kind(item)}; it must be an object with {', '.join(map(repr, keys))}.")
     missing = [key for key in keys if key not in item]
     if missing:
         raise DatasetError(f"{where} has no {' and no '.join(repr(key) for key in missing)}.")
+    for key, types in keys.items():
+        if not isinstance(item[key], types) or isinstance(item[key], bool):
+            wanted = " or ".join(_NAMES[kind] for kind in (types if isinstance(types, tuple) else (types,)))
+            raise DatasetError(f"{where} has {_kind(item[key])} for {key!r}; it must be {wanted}.")
+
+
+_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a fraction", bool: "true or false"}
+
+
+def _kind(value: Any) -> str:
+    """What a value of a json is, with the value itself where that is short."""
+    return "null" if value is None else _NAMES[type(value)] + ("" if isinstance(value, (dict, list)) else f" ({reprlib.repr(value)})")
 
 
 def class_ids(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from .annotation_file import DatasetError
+
 __all__ = [
     "CATEGORY_SUBSETS",
     "COCO_TO_OVIS",
@@ -88,7 +90,8 @@ def subset_category_ids(categories: Iterable[Mapping], subset: str) -> list[int]
         The ids, ascending. A file may hold fewer than the subset's 20 or 19 categories.
 
     Raises:
-        ValueError: the subset is unknown, or no category of the file belongs to it.
+        ValueError: the subset is unknown.
+        DatasetError: no category of the file belongs to it.
     """
     if subset not in CATEGORY_SUBSETS:
         raise ValueError(f"unknown category subset {subset!r}: choose one of {', '.join(CATEGORY_SUBSETS)}")
@@ -96,5 +99,5 @@ def subset_category_ids(categories: Iterable[Mapping], subset: str) -> list[int]
     ids = sorted(c["id"] for c in categories if subset == "all" or canonical_name(c["name"]) in _SUBSET_NAMES[subset])
     if not ids:
         names = ", ".join(str(c["name"]) for c in categories[:10]) or "none"
-        raise ValueError(f"no category belongs to the subset {subset!r}; the file's categories are: {names}. Use the subset 'all'")
+        raise DatasetError(f"no category belongs to the subset {subset!r}; the file's categories are: {names}. Use the subset 'all'")
     return ids

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,13 +14,23 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from solotrack.ops.rle import compress_rle
+from solotrack.ops.rle import compress_rle, measure_counts
 
-from .annotation_file import DatasetError, check_pictures_exist, class_ids, read_annotation_file, require_keys, sorted_categories
+from .annotation_file import (
+    DatasetError,
+    check_pictures_exist,
+    class_ids,
+    optional_list,
+    read_annotation_file,
+    require_keys,
+    sorted_categories,
+)
 
 __all__ = ["load_coco_instances"]
 
 logger = logging.getLogger(__name__)
+
+_ID = (int, str)  # of images and annotations
 
 
 def load_coco_instances(json_file: str, image_root: str, category_map: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
@@ -50,10 +62,15 @@ def load_coco_instances(json_file: str, image_root: str, category_map: Mapping[i
         classes = {dataset_id: category_map.get(dataset_id) for dataset_id in classes}  # None: to be dropped
 
     for number, image in enumerate(data["images"]):
-        require_keys(image, ("id", "file_name", "height", "width"), f"{json_file}: image number {number} (from 0)")
+        where = f"{json_file}: image number {number} (from 0)"
+        require_keys(image, {"id": _ID, "file_name": str, "height": int, "width": int}, where)
+        if min(image["height"], image["width"]) < 1:
+            raise DatasetError(f"{where} is {image['width']} x {image['height']} pixels; width and height must be at least 1.")
+    if len({type(image["id"]) for image in data["images"]}) > 1:
+        raise DatasetError(f"{json_file} has images whose ids are numbers and others whose ids are text; make them all the same.")
     images = sorted(data["images"], key=lambda image: image["id"])
-    by_image = _group_by_image(data.get("annotations", []), images, json_file)
-    records, pointless, dropped = [], 0, 0
+    by_image = _group_by_image(optional_list(data, "annotations", json_file), images, json_file)
+    records, unmeasured, pointless, dropped = [], [], 0, 0
     for image in images:
         record = {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -77,18 +94,23 @@ def load_coco_instances(json_file: str, image_root: str, category_map: Mapping[i
             if segmentation is None:
                 pointless += 1
                 continue
-            record["annotations"].append(
-                {
-                    "id": annotation["id"],
-                    "iscrowd": int(bool(annotation.get("iscrowd", 0) or annotation.get("ignore", 0))),
-                    "bbox": annotation.get("bbox") or _bounding_box(segmentation),
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": label,
-                    "segmentation": segmentation,
-                }
-            )
+            read = {
+                "id": annotation["id"],
+                "iscrowd": int(bool(annotation.get("iscrowd", 0) or annotation.get("ignore", 0))),
+                "bbox": _given_box(annotation, where),
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": label,
+                "segmentation": segmentation,
+            }
+            record["annotations"].append(read)
+            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
+                unmeasured.append((read, where))
         records.append(record)
 
+    _check_runs(unmeasured)
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["bbox"] = annotation["bbox"] or _bounding_box(annotation["segmentation"])
     kept = sum(len(record["annotations"]) for record in records)
     if pointless and not kept:
         raise DatasetError(f"None of the {pointless} annotations of {json_file} has a mask; SOLO learns from masks, boxes are not enough.")
@@ -106,9 +128,10 @@ def _group_by_image(
     known = {image["id"] for image in images}
     if len(known) < len(images):
         raise DatasetError(f"{json_file} has {len(images)} images but only {len(known)} different image ids; give each its own.")
+    kinds = tuple({type(image["id"]) for image in images}) or _ID
     groups, ids, strays = defaultdict(list), set(), 0
     for number, annotation in enumerate(annotations):
-        require_keys(annotation, ("id", "image_id", "category_id"), f"{json_file}: annotation number {number} (from 0)")
+        require_keys(annotation, {"id": _ID, "image_id": kinds, "category_id": int}, f"{json_file}: annotation number {number} (from 0)")
         if annotation["id"] in ids:
             raise DatasetError(f"{json_file} has more than one annotation with the id {annotation['id']}; give each its own.")
         ids.add(annotation["id"])
@@ -126,7 +149,8 @@ def _clean_segmentation(segmentation: Any, height: int, width: int, where: str) 
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
-        if list(segmentation["size"]) != [height, width]:
+        require_keys(segmentation, {"size": list, "counts": (str, list)}, f"{where}: its mask, an RLE,")
+        if segmentation["size"] != [height, width]:
             raise DatasetError(
                 f"{where} has a mask of {segmentation['size']} pixels but the image is [{height}, {width}] (height, width); "
                 "make the mask at the image's own size."
@@ -137,8 +161,35 @@ def _clean_segmentation(segmentation: Any, height: int, width: int, where: str) 
             return compress_rle(segmentation, height, width)
         except ValueError as error:
             raise DatasetError(f"{where} has a broken mask: {error}.") from error
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) and _all_finite(polygon) for polygon in segmentation):
+        raise DatasetError(f"{where} has a mask that is neither an RLE nor a list of polygons [[x0, y0, x1, y1, ...], ...] of numbers.")
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
     return polygons or None
+
+
+def _all_finite(numbers: list[Any]) -> bool:
+    try:
+        return math.isfinite(sum(numbers))  # many times as quick as a look at each
+    except (TypeError, OverflowError):
+        return False
+
+
+def _given_box(annotation: Mapping[str, Any], where: str) -> list[float] | None:
+    """The annotation's (x, y, w, h), None where it has none."""
+    box = annotation.get("bbox") or None
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and _all_finite(box)):
+        raise DatasetError(f"{where} has the bbox {reprlib.repr(box)}; it must be four numbers [x, y, width, height], or be left out.")
+    return box
+
+
+def _check_runs(annotations: Sequence[tuple[Mapping[str, Any], str]]) -> None:
+    """Check that the compressed RLEs of (annotation, what messages call it) cover their images; all at once, which is quick."""
+    pixels = measure_counts([annotation["segmentation"]["counts"] for annotation, _ in annotations])[1]
+    for (annotation, where), covered in zip(annotations, pixels.tolist(), strict=True):
+        height, width = annotation["segmentation"]["size"]
+        if covered != height * width:
+            found = f"its counts cover {covered} pixels, not {height} x {width}" if covered >= 0 else "its counts are no run-length string"
+            raise DatasetError(f"{where} has a broken mask: {found}.")
 
 
 def _bounding_box(segmentation: list | dict) -> list[float]:

@@ -28,6 +28,8 @@ import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageOps
 
+from solotrack.errors import SoloTrackError
+
 __all__ = ["Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "prefetch", "read_frame_image"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -36,7 +38,7 @@ T = TypeVar("T")
 _ReadJob = tuple[str, Callable[[], np.ndarray]]  # a frame's name and the call that decodes it
 
 
-class FrameError(RuntimeError):
+class FrameError(SoloTrackError, RuntimeError):
     """A frame or video that cannot be read; the message names the file and the remedy."""
 
 

@@ -9,7 +9,7 @@ import bisect
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -28,7 +28,7 @@ from .annotation_file import DatasetError
 from .catalog import check_num_classes, dataset_metadata, load_dataset
 from .mappers import ImageMapper
 
-__all__ = ["SeededDataset", "TrainBatchSampler", "build_train_loader", "build_video_loader", "training_samples"]
+__all__ = ["SeededDataset", "TrainBatchSampler", "build_train_loader", "build_video_loader", "training_records", "training_samples"]
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +129,19 @@ class SeededDataset(Dataset):
             return self.mapper(self.records[index])
 
 
-def training_samples(cfg: CfgNode, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Up to ``count`` different images of DATASETS.TRAIN, augmented as in training; which ones and how is decided by the seed."""
+def training_records(cfg: CfgNode, count: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
+    """(index, record) of up to ``count`` different images of DATASETS.TRAIN, drawn by the seed. It reads the sets' whole files."""
     records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
-    dataset = SeededDataset(records, ImageMapper(cfg, is_train=True), seed)
-    for index in np.random.default_rng(seed).permutation(len(records))[:count].tolist():
-        yield dataset[index, index]
+    return [(index, records[index]) for index in np.random.default_rng(seed).permutation(len(records))[:count].tolist()]
+
+
+def training_samples(cfg: CfgNode, records: Iterable[tuple[int, dict[str, Any]]], seed: int) -> Iterator[dict[str, Any]]:
+    """The images of ``training_records``, augmented as in training; how is decided by the seed."""
+    mapper = ImageMapper(cfg, is_train=True)
+    for index, record in records:
+        with _seeded(seed, index):
+            sample = mapper(record)
+        yield sample
 
 
 @contextlib.contextmanager
@@ -207,14 +214,13 @@ def _limit_threads(worker: int) -> None:
     cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's threads do not survive a fork either
 
 
-def build_video_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+def build_video_loader(dataset_name: str) -> DataLoader:
     """Loader of the videos of a test set, [video dict] a batch; each process gets its own part. Frames are not read here.
 
     Raises:
         ConfigError: the set holds images.
         FileNotFoundError, DatasetError: the set cannot be read.
     """
-    del cfg  # as Detectron2's loaders are called; nothing in it matters here
     if dataset_metadata(dataset_name).evaluator_type != "ytvis":
         raise ConfigError(f"{dataset_name} is a set of images; tracking needs videos.")
     videos = load_dataset(dataset_name)

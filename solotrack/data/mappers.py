@@ -95,12 +95,17 @@ class ImageMapper:
 
         Raises:
             FrameError: the image file is missing or corrupt.
-            DatasetError: an annotation has no mask, or a broken one.
-            SizeMismatchError: the image is not as large as the record says.
+            DatasetError: the image is not as large as the record says, or an annotation has no mask, or a broken one.
         """
         mapped = {key: value for key, value in record.items() if key != "annotations"}
         image = read_frame_image(record["file_name"], self.image_format)
-        utils.check_image_size(mapped, image)
+        try:
+            utils.check_image_size(mapped, image)
+        except utils.SizeMismatchError:
+            raise DatasetError(
+                f"{record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels (width x height) but the data set's json says "
+                f"{record['width']} x {record['height']}; put the right file there, or correct the json."
+            ) from None
         if self.stretch is not None:
             image = self.stretch(image)
         height, width = image.shape[:2]

@@ -34,6 +34,7 @@ from pycocotools import mask as mask_api
 from tqdm import tqdm
 
 from ..ops.rle import rle_areas, rle_to_json
+from .annotation_file import DatasetError
 from .synthetic_motion import camera_path, draw_cast, draw_places, draw_trajectories
 from .synthetic_objects import CATEGORIES
 from .synthetic_scene import apply_look, draw_background, draw_look, render_scene
@@ -70,9 +71,9 @@ class SyntheticParameters:
             low, high = limits.get(name, (0, np.inf))
             if not low <= value <= high:
                 wanted = f"{low} or more" if high == np.inf else f"from {low} to {high}"
-                raise ValueError(f"synthetic data: {name} must be {wanted}; got {value}")
+                raise DatasetError(f"synthetic data: {name} must be {wanted}; got {value}")
         if not any(self._counts):
-            raise ValueError("synthetic data: images, val_images, videos and unlabelled_videos are all 0: nothing to write")
+            raise DatasetError("synthetic data: images, val_images, videos and unlabelled_videos are all 0: nothing to write")
 
     @property
     def _counts(self) -> tuple[int, int, int, int]:
@@ -132,12 +133,12 @@ def write_synthetic(
         True if the data were written, False if ``output`` held them already.
 
     Raises:
-        ValueError: a parameter is out of range.
+        DatasetError: a parameter is out of range.
         FileExistsError: ``output`` holds something else.
     """
     parameters = SyntheticParameters(seed, images, val_images, videos, unlabelled_videos, frames, size, aspect, speed, shift)
     if workers < 1:
-        raise ValueError(f"synthetic data: workers must be 1 or more; got {workers}")
+        raise DatasetError(f"synthetic data: workers must be 1 or more; got {workers}")
     output = Path(output).resolve()
     stamp = {"generator": _GENERATOR, **asdict(parameters)}
     if _is_finished(output, stamp, overwrite):

@@ -25,17 +25,21 @@ def load_ytvis(json_file: str, frame_root: str) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the json, the folder, or one of the first or last frames of a video is missing.
-        DatasetError: the json is broken, or a video has no frames, a wrong length or an id that occurs twice.
+        DatasetError: the json is broken, or a video has no frames, a wrong length, an id that occurs twice or a value of a wrong type.
     """
     data = read_annotation_file(json_file, required=("videos",))
     folder = os.path.abspath(frame_root)
     videos, ids = [], set()
     for number, video in enumerate(data["videos"]):
-        require_keys(video, ("id", "height", "width"), f"{json_file}: video number {number} (from 0)")
+        require_keys(video, {"id": int, "height": int, "width": int}, f"{json_file}: video number {number} (from 0)")
         where = f"{json_file}: video {video['id']}"
         names = video.get("file_names")
         if not names:
             raise DatasetError(f"{where} has no file_names; list its frames, relative to the frame folder.")
+        if not isinstance(names, list) or set(map(type, names)) != {str}:
+            raise DatasetError(f"{where} has file_names that are not a list of texts; list its frames, relative to the frame folder.")
+        if min(video["height"], video["width"]) < 1:
+            raise DatasetError(f"{where} is {video['width']} x {video['height']} pixels; width and height must be at least 1.")
         if video.get("length", len(names)) != len(names):
             raise DatasetError(f"{where} has the length {video['length']} but {len(names)} file_names; the two must agree.")
         if video["id"] in ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import tracker_similarity
-from ..data.loader import training_samples
+from ..data.loader import training_records, training_samples
 from ..ops.masks import mask_iou
 from ..ops.similarity import pairwise_similarity
 
@@ -49,7 +49,9 @@ def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float
 
 
 @torch.no_grad()
-def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple[float, float] | None:
+def calibrate_null_logit(
+    cfg: CfgNode, model: nn.Module, seed: int = 0, records: Sequence[tuple[int, dict]] | None = None
+) -> tuple[float, float] | None:
     """Set ``model.embedding_head.null_logit`` from pairs of views of labelled training images.
 
     Two strong views of an image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden from the first;
@@ -60,6 +62,7 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple
         cfg: TRACKER_HEADS.CALIBRATION, INPUT.VIEWS and DATASETS.TRAIN are used.
         model: a SOLOTrack with an embedding head.
         seed: of the images, the views and the hidden objects.
+        records: the images, ``training_records(cfg, CALIBRATION.IMAGES, seed)``; None reads the data sets for them.
 
     Returns:
         (null logit, error rate), or None (and the buffer left alone) when the detector finds too few objects to tell.
@@ -68,26 +71,25 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0) -> tuple
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
-    samples = training_samples(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
+    if records is None:
+        records = training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
+    samples = training_samples(cfg, records, seed)
     hidden = torch.Generator().manual_seed(seed)
 
     was_training = model.training
     model.eval()
     known_scores, new_scores = [], []
-    batch = max(1, cfg.TEST.FRAMES_PER_BATCH // 2)
-    while pairs := list(islice(samples, batch)):
-        first, second = [{"image": p["image"]} for p in pairs], [{"image": p["second_view"]["image"]} for p in pairs]
-        outputs = [x["instances"].to("cpu") for x in model(first + second)]
-        for pair, one, two in zip(pairs, outputs[: len(pairs)], outputs[len(pairs) :], strict=True):
-            memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
-            queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])
-            kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
-            if not kept.any() or len(queries) == 0:
-                continue
-            score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
-            is_known = torch.isin(query_ids, memory_ids[kept])
-            known_scores.append(score[is_known])
-            new_scores.append(score[~is_known])
+    for pair in samples:  # one image at a time: padding to a larger one would move SOLO's grid
+        one, two = (x["instances"].to("cpu") for x in model([{"image": pair["image"]}, {"image": pair["second_view"]["image"]}]))
+        memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
+        queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])
+        kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
+        if not kept.any() or len(queries) == 0:
+            continue
+        score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
+        is_known = torch.isin(query_ids, memory_ids[kept])
+        known_scores.append(score[is_known])
+        new_scores.append(score[~is_known])
     model.train(was_training)
 
     known, new = (torch.cat(x) if x else torch.empty(0) for x in (known_scores, new_scores))
@@ -114,8 +116,11 @@ class CalibrateNullLogit(HookBase):
         self.cfg = cfg
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.periods = periods
+        self._records = None  # drawn once: reading a large data set takes long
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or any(period > 0 and done % period == 0 for period in self.periods):
-            calibrate_null_logit(self.cfg, self.model)
+            if self._records is None:
+                self._records = training_records(self.cfg, self.cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed=0)
+            calibrate_null_logit(self.cfg, self.model, seed=0, records=self._records)

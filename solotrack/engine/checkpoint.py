@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..errors import SoloTrackError
 from ..files import atomic_write
 
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(SoloTrackError, RuntimeError):
     """A checkpoint that is missing, damaged or made for another model; the message names the file and the remedy."""
 
 
@@ -92,7 +93,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(f"There is no checkpoint {path}. Check MODEL.WEIGHTS; README.md says where weights come from.")
         try:
-            return super().load(path, *args, **kwargs)
+            extra = super().load(path, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if "weights_only" in reason:  # PyTorch's advice is to load it unsafely
@@ -102,6 +103,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
             ) from error
         finally:
             self._parsed_url_during_load = None
+        lost = self._incompatible if path else None
+        if lost and not lost.incorrect_shapes and len(lost.missing_keys) == len(self.model.state_dict()):
+            raise CheckpointError(
+                f"No weight of {path} fits a parameter of the model. Weights of torchvision or mmdetection go through "
+                "tools/convert_weights.py first."
+            )
+        return extra
 
     def load_for_inference(self, path: str) -> None:
         """Load weights that must fit the whole model.
@@ -111,7 +119,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """
         if not path:
             raise CheckpointError("No weights: set MODEL.WEIGHTS to a checkpoint (for instance output/quickstart/model_final.pth).")
-        self._incompatible = None
         self.load(path, checkpointables=[])
         reshaped = {
             key: f"{key} (shape {tuple(theirs)}, the config wants {tuple(ours)})"

@@ -13,6 +13,7 @@ from ..config import check_config
 from ..data.annotation_file import DatasetError, read_annotation_file
 from ..data.catalog import dataset_metadata, load_dataset
 from ..evaluation.ytvis_evaluator import YTVISEvaluator
+from ..evaluation.ytvis_format import read_ground_truth
 from ..tracking.base import build_tracker
 from .streaming import VideoTracker, scored_categories, tracked_categories
 
@@ -21,6 +22,7 @@ __all__ = ["TRACKERS", "compare_trackers"]
 # Row of the table -> config overrides that make its tracker.
 TRACKERS: dict[str, tuple[str, ...]] = {
     "distance": ("TRACKER_HEADS.TRACKER_NAME", "DistanceTracker"),
+    "distance, no gate": ("TRACKER_HEADS.TRACKER_NAME", "DistanceTracker", "TRACKER_HEADS.DISTANCE.MAX", "1e6"),
     "IoU": ("TRACKER_HEADS.TRACKER_NAME", "IoUTracker"),
     "SOLO-Track": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
     "SOLO-Track + cues": (  # MaskTrack R-CNN's post-processing as published, METHOD 5.4
@@ -48,10 +50,14 @@ def compare_trackers(
     Raises:
         ConfigError: an override that cannot work.
         DatasetError: there is no such data set, or it holds images, or no annotations.
+        YTVISFormatError: the annotations are faulty.
+        OSError: ``output`` cannot be made.
     """
     json_file = dataset_metadata(dataset_name).json_file
-    if not read_annotation_file(json_file, required=("videos", "annotations"))["annotations"]:
+    truth = read_annotation_file(json_file, required=("videos", "annotations"))
+    if not truth["annotations"]:
         raise DatasetError(f"{json_file} has no annotations, so trackers cannot be compared on {dataset_name}.")
+    read_ground_truth(truth, json_file)  # its faults show now and not when everything has been tracked
     built = {}
     for name, overrides in trackers.items():
         variant = cfg.clone()
@@ -64,8 +70,7 @@ def compare_trackers(
         name: YTVISEvaluator(dataset_name, os.path.join(output, name.replace(" ", "_")), category_ids, cfg.DATASETS.VIDEO_SUBSET)
         for name in built
     }
-    for evaluator in evaluators.values():
-        evaluator.reset()
+    os.makedirs(output, exist_ok=True)
     video_tracker = VideoTracker.from_config(cfg, model, dataset_name).eval()
     for video in tqdm(load_dataset(dataset_name), desc="videos", unit="video"):
         results = video_tracker.compare(video, built, video["video_id"])

@@ -20,6 +20,7 @@ from ..data.frames import read_frame_image
 from ..data.intensity import Stretch
 from ..data.scatter import scatter_instances
 from ..evaluation.association import AssociationResult, IdentifiedFrame, association_metrics
+from ..evaluation.ytvis_format import Track, YTVISFormatError, read_ground_truth
 from ..modeling.embedding import instance_centers
 from ..ops.masks import centers_of_mass, masks_to_boxes
 from ..ops.rle import decode_rle
@@ -87,7 +88,7 @@ def shift_test(cfg: CfgNode, model: nn.Module, dataset_name: str, images: int = 
         seed: of the choice and the places.
 
     Raises:
-        DatasetError: no image has two instances, or the set holds videos.
+        DatasetError: no image has two instances, the set holds videos, or its labels are faulty.
     """
     if dataset_metadata(dataset_name).evaluator_type == "ytvis":
         raise DatasetError(f"The shift test needs labelled images; {dataset_name} is a set of videos.")
@@ -101,9 +102,12 @@ def shift_test(cfg: CfgNode, model: nn.Module, dataset_name: str, images: int = 
     def pairs() -> Iterator[list[IdentifiedFrame]]:
         for index in chosen:
             record = records[index]
-            image = read_frame_image(record["file_name"], cfg.INPUT.FORMAT)
+            image = _read_image(record["file_name"], record["height"], record["width"], cfg.INPUT.FORMAT)
             segmentations = [a["segmentation"] for a in record["annotations"] if not a.get("iscrowd", 0)]
-            masks = np.stack([decode_rle(s, *image.shape[:2]) for s in segmentations]).astype(bool)
+            try:
+                masks = np.stack([decode_rle(s, *image.shape[:2]) for s in segmentations]).astype(bool)
+            except ValueError as error:
+                raise DatasetError(f"{record['file_name']} has a mask that cannot be used: {error}.") from None
             moved, moved_masks = scatter_instances(image, masks, rng)
             identities = np.arange(len(masks))
             yield identified_frames(cfg, model, [(image, masks, identities), (moved, moved_masks, identities)])
@@ -119,13 +123,22 @@ def video_association(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Asso
         dataset_name: registered YouTube-VIS videos with annotations.
 
     Raises:
-        DatasetError: the videos have no annotations, or the set holds images.
+        DatasetError: the videos have no annotations, faulty ones, or the set holds images.
     """
     model.eval()
+    json_file = dataset_metadata(dataset_name).json_file
+    try:
+        truth = read_ground_truth(read_annotation_file(json_file, required=("videos", "annotations")), json_file)
+    except YTVISFormatError as error:
+        raise DatasetError(str(error)) from None
     tracks = defaultdict(list)
-    for track in read_annotation_file(dataset_metadata(dataset_name).json_file, required=("videos", "annotations"))["annotations"]:
-        if not track.get("iscrowd", 0):
-            tracks[track["video_id"]].append(track)
+    for track in truth.tracks:
+        if len(track.rles) != truth.videos[track.video_id].length:
+            raise DatasetError(
+                f"{json_file}: {track.name} has {len(track.rles)} segmentations but its video {truth.videos[track.video_id].length} frames."
+            )
+        if not track.crowd:
+            tracks[track.video_id].append(track)
 
     def videos() -> Iterator[Iterator[IdentifiedFrame]]:
         for video in load_dataset(dataset_name):
@@ -134,15 +147,27 @@ def video_association(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Asso
     return _measure(cfg, model, videos())
 
 
-def _video_frames(cfg: CfgNode, model: nn.Module, video: dict, tracks: list[dict]) -> Iterator[IdentifiedFrame]:
+def _read_image(path: str, height: int, width: int, image_format: str) -> np.ndarray:
+    """The image, of the size that its masks have."""
+    image = read_frame_image(path, image_format)
+    if image.shape[:2] != (height, width):
+        raise DatasetError(
+            f"{path} has {image.shape[1]} x {image.shape[0]} pixels (width x height) but the data set's json says {width} x {height}; "
+            "put the right file there, or correct the json."
+        )
+    return image
+
+
+def _video_frames(cfg: CfgNode, model: nn.Module, video: dict, tracks: list[Track]) -> Iterator[IdentifiedFrame]:
     height, width = video["height"], video["width"]
 
     def frames() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for number, path in enumerate(video["file_names"]):
-            present = [track for track in tracks if track["segmentations"][number] is not None]
-            masks = [decode_rle(track["segmentations"][number], height, width) for track in present]
+            present = [track for track in tracks if track.rles[number] is not None]
+            masks = [decode_rle(track.rles[number], height, width) for track in present]
             masks = np.stack(masks).astype(bool) if masks else np.zeros((0, height, width), dtype=bool)
-            yield read_frame_image(path, cfg.INPUT.FORMAT), masks, np.array([track["id"] for track in present], dtype=np.int64)
+            image = _read_image(path, height, width, cfg.INPUT.FORMAT)
+            yield image, masks, np.array([track.id for track in present], dtype=np.int64)
 
     remaining = frames()
     while batch := list(islice(remaining, cfg.TEST.FRAMES_PER_BATCH)):

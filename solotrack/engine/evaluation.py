@@ -29,7 +29,12 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
 
     Returns:
         {"segm": {"AP": percent, ...}} for one data set, {name: the same} for several; empty except in the main process.
+
+    Raises:
+        ConfigError: DATASETS.TEST is empty, or names a data set of another kind.
     """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("There is nothing to evaluate: DATASETS.TEST is empty; name at least one data set.")
     if isinstance(model, DistributedDataParallel):
         model = model.module
         for buffer in model.buffers():  # BatchNorm's statistics are each process's own in training; what is scored is what is saved
@@ -49,7 +54,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
 
 def evaluate_images(cfg: CfgNode, model: nn.Module, name: str) -> dict:
     """Frame-level box and mask AP of a COCO data set."""
-    loader = build_detection_test_loader(cfg, name, mapper=ImageMapper(cfg, is_train=False), batch_size=cfg.TEST.FRAMES_PER_BATCH)
+    # One at a time: padding to a larger image of the batch would move SOLO's grid.
+    loader = build_detection_test_loader(cfg, name, mapper=ImageMapper(cfg, is_train=False), batch_size=1)
     evaluator = COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=_folder(cfg, name))
     return inference_on_dataset(model, loader, evaluator) or {}
 
@@ -59,7 +65,7 @@ def evaluate_videos(cfg: CfgNode, model: nn.Module, name: str) -> dict:
     dataset_metadata(name)  # completes what the evaluator reads
     category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, name)
     evaluator = YTVISEvaluator(name, _folder(cfg, name), category_ids, cfg.DATASETS.VIDEO_SUBSET)
-    return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(cfg, name), evaluator) or {}
+    return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(name), evaluator) or {}
 
 
 def _folder(cfg: CfgNode, name: str) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from ..data.loader import training_samples
+from ..data.loader import training_records, training_samples
 from ..files import atomic_write
 from ..modeling.meta_arch.solo_track import SOLOTrack
 from ..modeling.solo.targets import count_unassigned
@@ -37,7 +37,7 @@ class ReportScaleRanges(HookBase):
     def before_train(self) -> None:
         total = Counter()
         divisor = max(self.model.backbone.size_divisibility, 1)
-        for sample in training_samples(self.cfg, self.images, seed=0):
+        for sample in training_samples(self.cfg, training_records(self.cfg, self.images, seed=0), seed=0):
             total["images"] += 1
             height, width = (-(-side // divisor) * divisor for side in sample["image"].shape[-2:])
             total.update(count_unassigned(self.model.assign([sample["instances"].to(self.model.device)], (height, width))))

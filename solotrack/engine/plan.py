@@ -9,10 +9,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
+from ..errors import SoloTrackError
+
 __all__ = ["PlanError", "Stage", "run_plan", "run_stage"]
 
 
-class PlanError(RuntimeError):
+class PlanError(SoloTrackError, RuntimeError):
     """Stages failed; the message names them and their logs."""
 
 

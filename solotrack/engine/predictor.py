@@ -18,11 +18,13 @@ from detectron2.structures import Instances
 from torch import nn
 from tqdm import tqdm
 
-from ..config import ConfigError
+from ..config import ConfigError, check_device
 from ..data.annotation_file import DatasetError
 from ..data.catalog import model_class_names
 from ..data.frames import Frame, FrameError, open_frames
 from ..files import atomic_write
+from ..ops.masks import resize_mask
+from ..ops.rle import encode_masks
 from ..tracking.base import build_tracker
 from ..tracking.finalize import TrackRecorder
 from .checkpoint import AtomicCheckpointer
@@ -91,10 +93,22 @@ class VideoTracks:
     frame_names: list[str] = field(repr=False, default_factory=list)
 
     def results(self, video_id: int = 1) -> list[dict]:
-        """In YouTube-VIS' result format."""
+        """In YouTube-VIS' result format, which knows one size a video: masks of other frames are brought to the first one's."""
+        resized = sum(rle is not None and not self._fits(rle) for track in self.tracks for rle in track.segmentations)
+        if resized:
+            logger.warning(f"Frames differ in size: {resized} masks were resized to the first frame's {self.width} x {self.height} pixels.")
         return [
-            {"video_id": video_id, "category_id": track.category_id, "score": track.score, "segmentations": track.segmentations}
+            {"video_id": video_id, "category_id": track.category_id, "score": track.score, "segmentations": self._resized(track)}
             for track in self.tracks
+        ]
+
+    def _fits(self, rle: dict) -> bool:
+        return list(rle["size"]) == [self.height, self.width]
+
+    def _resized(self, track: Track) -> list[dict | None]:
+        return [
+            rle if rle is None or self._fits(rle) else encode_masks(resize_mask(mask_util.decode(rle), self.height, self.width)[None])[0]
+            for rle in track.segmentations
         ]
 
     def save_results(self, path: str | os.PathLike, video_id: int = 1) -> None:
@@ -103,8 +117,9 @@ class VideoTracks:
             json.dump(self.results(video_id), file)
 
     def save_video_json(self, path: str | os.PathLike, video_id: int = 1) -> None:
-        """Write the YouTube-VIS file that goes with the results: the video and the categories, no annotations."""
-        video = {"id": video_id, "height": self.height, "width": self.width, "length": self.length, "file_names": self.frame_names}
+        """Write the YouTube-VIS file that goes with the results: the video with its frames' absolute paths and the categories."""
+        names = [os.path.abspath(name) if _is_in_a_file(name) else name for name in self.frame_names]
+        video = {"id": video_id, "height": self.height, "width": self.width, "length": self.length, "file_names": names}
         categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, 1)]
         with atomic_write(path) as file:
             json.dump({"videos": [video], "categories": categories, "annotations": []}, file)
@@ -125,6 +140,11 @@ class VideoTracks:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("frame", "time_s", "track_id", "category", "score", "x1", "y1", "x2", "y2", "area"))
             writer.writerows(sorted(rows, key=lambda row: (row[0], row[2])))
+
+
+def _is_in_a_file(name: str) -> bool:
+    """Whether a frame's name is a path, perhaps with the frame's number behind it."""
+    return os.path.exists(name) or os.path.exists(name.rpartition("#")[0])
 
 
 class TrackCollector:
@@ -193,6 +213,7 @@ class VideoPredictor:
         class_names: names of the model's classes; None takes the config's.
 
     Raises:
+        ConfigError: MODEL.DEVICE is not there.
         CheckpointError: no weights, or weights that do not fit the config.
 
     Example::
@@ -204,6 +225,7 @@ class VideoPredictor:
 
     def __init__(self, cfg: CfgNode, model: nn.Module | None = None, class_names: Sequence[str] | None = None) -> None:
         self.cfg = cfg.clone()
+        check_device(self.cfg)
         if model is None:
             model = build_model(self.cfg)
             AtomicCheckpointer(model).load_for_inference(self.cfg.MODEL.WEIGHTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ..data.catalog import class_to_dataset_id, dataset_metadata, model_class_names
@@ -230,6 +232,13 @@ class VideoTracker(nn.Module):
         null_logit = getattr(getattr(self.model, "embedding_head", None), "null_logit", None)
         if null_logit is not None and hasattr(tracker, "set_null_logit"):
             value = float(null_logit)
+            if math.isnan(value) and tracker.needs_null_logit:
+                log_first_n(
+                    logging.WARNING,
+                    "The checkpoint's null logit is not calibrated (TRACKER_HEADS.CALIBRATION): 0 decides what is new. "
+                    "Set TRACKER_HEADS.NULL_LOGIT, or take a TRACKER_HEADS.SIM with NEW_THRESH.",
+                    name=__name__,
+                )
             tracker.set_null_logit(None if math.isnan(value) else value)
 
     def detect_image(self, image: np.ndarray) -> Instances:

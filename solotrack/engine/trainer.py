@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.loader import build_train_loader
+from ..errors import SoloTrackError
 from .calibration import CalibrateNullLogit
 from .checkpoint import AtomicCheckpointer
 from .evaluation import evaluate
@@ -25,7 +26,7 @@ from .streaming import amp_dtype
 __all__ = ["NonFiniteLossError", "Trainer", "TrainingStep", "build_optimizer"]
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(SoloTrackError, FloatingPointError):
     """A loss became infinite or NaN; the message names the batch's image files."""
 
 
@@ -58,7 +59,7 @@ class TrainingStep(SimpleTrainer):
         device_type: "cuda" or "cpu".
         dtype: of autocast regions; None runs in float32. float16 gets loss scaling.
         max_norm: L2 norm that the gradients of all parameters together are scaled down to; None leaves them.
-        gather_metric_period: steps between two looks at the losses (each look waits for the device).
+        gather_metric_period: steps between two readings of the single terms for the log.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class TrainingStep(SimpleTrainer):
     def run_step(self) -> None:
         """
         Raises:
-            NonFiniteLossError: at a step whose losses are looked at; no weight is changed by that step.
+            NonFiniteLossError: before anything non-finite reaches a weight, or a gradient of another process.
         """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
@@ -89,28 +90,38 @@ class TrainingStep(SimpleTrainer):
         self.optimizer.zero_grad()
         with torch.autocast(self.device_type, dtype=self.dtype) if self.dtype else contextlib.nullcontext():
             loss_dict = self.model(batch)
-        self.scaler.scale(sum(loss_dict.values())).backward()
+        total = sum(loss_dict.values())
+        if not torch.isfinite(total.detach()):  # the one wait for the device in a step
+            terms = {name: loss.item() for name, loss in loss_dict.items()}
+            raise self._non_finite(f"The losses are not finite at iteration {self.iter}: {terms}.", batch)
+        self.scaler.scale(total).backward()
         self.after_backward()
-        try:
-            self._write_metrics(loss_dict, data_time)
-        except FloatingPointError as error:
-            files = "\n  ".join(x["file_name"] for x in batch)
-            raise NonFiniteLossError(
-                f"{error}\nThe batch's images:\n  {files}\n"
-                "Look at their annotations, or lower SOLVER.BASE_LR; then continue from the last checkpoint with --resume."
-            ) from None
+        self._write_metrics(loss_dict, data_time)
         if self.max_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.max_norm)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
+            # With loss scaling an overflow is part of the search for the scale, and the scaler leaves the step out.
+            if not self.scaler.is_enabled() and not torch.isfinite(norm):
+                raise self._non_finite(f"The gradients are not finite at iteration {self.iter}, though the losses are.", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    @staticmethod
+    def _non_finite(what: str, batch: list[dict]) -> NonFiniteLossError:
+        files = "\n  ".join(x["file_name"] for x in batch)
+        return NonFiniteLossError(
+            f"{what}\nThe batch's images:\n  {files}\n"
+            "Look at their annotations, or lower SOLVER.BASE_LR; then continue from the last checkpoint with --resume."
+        )
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.scaler.load_state_dict(state_dict["scaler"])
+        if self.scaler.is_enabled() and state_dict["scaler"]:  # else mixed precision was switched on or off in between
+            self.scaler.load_state_dict(state_dict["scaler"])
 
 
 class Trainer(DefaultTrainer):
@@ -125,7 +136,7 @@ class Trainer(DefaultTrainer):
         unread = not set(model.backbone.output_shape()) <= set(cfg.MODEL.SOLO.IN_FEATURES)
         processes = {"device_ids": None} if device_type == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread, **processes)
-        # On a GPU a look at the losses makes the host wait; every 20 steps is what the writers print.
+        # Reading the terms makes the host wait for a GPU; every 20 steps is what the writers print.
         period = 1 if device_type == "cpu" else 20
         clip = cfg.SOLVER.CLIP_GRADIENTS
         max_norm = clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_TYPE == "full_model" else None

@@ -302,9 +302,9 @@ def _selected(ids: Iterable[int] | None, known: dict[int, Any], what: str) -> li
     chosen = set(ids)
     unknown = sorted(chosen - known.keys())
     if unknown:
-        raise ValueError(f"{what} ids {unknown[:10]} are not in the annotation file")
+        raise YTVISFormatError(f"{what} ids {unknown[:10]} are not in the annotation file")
     if not chosen:
-        raise ValueError(f"no {what} is left to score")
+        raise YTVISFormatError(f"no {what} is left to score")
     return sorted(chosen)
 
 

@@ -21,13 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
+from solotrack.errors import SoloTrackError
 from solotrack.ops.rle import compress_rle, measure_counts, rle_areas
-
-try:
-    import orjson
-except ImportError:  # only quicker
-    orjson = None
 
 __all__ = ["GroundTruth", "Track", "Video", "YTVISFormatError", "load_json", "read_ground_truth", "read_predictions"]
 
@@ -35,7 +32,7 @@ _SHOWN = 50  # faults listed before the rest is only counted
 _NO_AREAS = np.zeros(0, np.int64)
 
 
-class YTVISFormatError(ValueError):
+class YTVISFormatError(SoloTrackError, ValueError):
     """A file cannot be read or scored; the message lists its faults."""
 
 
@@ -109,8 +106,7 @@ def load_json(path: str | Path) -> Any:
         raise YTVISFormatError(f"{path}: cannot be read: {error.strerror or error}") from None
     with _no_garbage_collection():
         try:
-            if orjson is not None:
-                return orjson.loads(data)
+            return orjson.loads(data)
         except ValueError:
             pass  # the standard reader says where, and lets NaN through to be reported as the score it is
         try:

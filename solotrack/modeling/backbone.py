@@ -17,16 +17,8 @@ def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
     """ResNet of basic blocks (MODEL.SMALL_RESNET) with FPN (MODEL.FPN): outputs p2 to p6 of strides 4 to 64.
 
     It is trained from scratch, so MODEL.BACKBONE.FREEZE_AT does not apply.
-
-    Raises:
-        ValueError: CHANNELS and BLOCKS do not name four stages.
     """
     small = cfg.MODEL.SMALL_RESNET
-    if len(small.CHANNELS) != 4 or len(small.BLOCKS) != 4 or min(small.BLOCKS) < 1:
-        raise ValueError(
-            f"MODEL.SMALL_RESNET.CHANNELS is {small.CHANNELS} and BLOCKS is {small.BLOCKS}; "
-            "give four numbers of at least 1 each, for res2 to res5."
-        )
     stem = BasicStem(in_channels=input_shape.channels, out_channels=small.STEM_CHANNELS, norm=small.NORM)
     stages = []
     in_channels = small.STEM_CHANNELS

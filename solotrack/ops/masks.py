@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-__all__ = ["box_iou", "centers_of_mass", "mask_areas", "mask_intersections", "mask_iou", "masks_to_boxes"]
+__all__ = ["box_iou", "centers_of_mass", "mask_areas", "mask_intersections", "mask_iou", "masks_to_boxes", "resize_mask"]
 
 _CHUNK_BYTES = 64 << 20  # of float copies of the masks alive at a time
 _BLOCK = 128  # bytes of 0 and 1 that are summed into one byte
@@ -99,3 +101,10 @@ def box_iou(a: torch.Tensor, b: torch.Tensor, plus_one: bool = False) -> torch.T
     inter = sides.clamp(min=0).prod(2)
     union = area_a[:, None] + area_b[None, :] - inter
     return torch.where(union > 0, inter / union, torch.zeros_like(inter))
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask (h, w) uint8 of 0 and 1 stretched to (height, width): the pixel at the same relative place; the same array at that size."""
+    if mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -159,6 +159,11 @@ class EmbeddingTracker(OnlineTracker):
             return self._fixed_null_logit
         return 0.0 if self._calibrated_null_logit is None else self._calibrated_null_logit
 
+    @property
+    def needs_null_logit(self) -> bool:
+        """Whether a calibrated null logit is of use: ``softmax_null`` without one of its own."""
+        return self._sim == "softmax_null" and self._fixed_null_logit is None
+
     def set_null_logit(self, value: float | None) -> None:
         """Hand over a checkpoint's calibrated null logit; one given to the constructor stays in force. It outlives :meth:`reset`."""
         self._calibrated_null_logit = value

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
+
+from solotrack.ops.rle import rle_areas
 
 __all__ = ["TrackRecorder"]
 
@@ -67,7 +68,7 @@ class TrackRecorder:
         ids, scores, classes = _to_list(ids), _to_list(scores), _to_list(classes)
         if not len(ids) == len(rles) == len(scores) == len(classes):
             raise ValueError(f"Frame {frame_index} has {len(ids)} ids, {len(rles)} masks, {len(scores)} scores and {len(classes)} classes.")
-        areas = mask_util.area(list(rles)) if rles else ()
+        areas = rle_areas(list(rles)) if rles else ()
         for track_id, rle, score, label, area in zip(ids, rles, scores, classes, areas, strict=True):
             if track_id < 0 or not area:
                 continue

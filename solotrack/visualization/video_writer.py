@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -41,8 +42,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike, fps: float = 10.0, quality: int = 20) -> None:
-        if not fps > 0:
-            raise ValueError(f"fps is {fps}; it must be greater than 0.")
+        if not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps is {fps}; it must be greater than 0 and finite.")
         self.path = Path(path)
         self.frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)

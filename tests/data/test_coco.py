@@ -119,6 +119,36 @@ def test_truncated_json_names_file_and_byte(write, content, tmp_path):
         (lambda c: c["categories"][0].pop("name"), "category number 0 .* has no 'name'"),
         (lambda c: [a.pop("segmentation") for a in c["annotations"]], "None of the 4 annotations of .* has a mask"),
         (lambda c: c.update(videos=c.pop("images")), "has no list 'images' .*CUSTOM.VIDEOS"),
+        (lambda c: c.update(annotations=None), "set.json has null for 'annotations'; it must be a list"),
+        (lambda c: c.update(categories=None), "set.json has null for 'categories'; it must be a list"),
+        (lambda c: c["images"].append(None), r"image number 3 \(from 0\) is null; it must be an object"),
+        (lambda c: c["annotations"].append([1, 2]), r"annotation number 4 \(from 0\) is a list; it must be an object"),
+        (lambda c: c["categories"].append("cow"), r"category number 3 \(from 0\) is text \('cow'\); it must be an object"),
+        (lambda c: c["images"][1].update(file_name=None), r"image number 1 \(from 0\) has null for 'file_name'; it must be text"),
+        (lambda c: c["images"][1].update(height="8"), r"image number 1 .* has text \('8'\) for 'height'; it must be a whole number"),
+        (lambda c: c["images"][1].update(width=0), r"image number 1 .* is 0 x 8 pixels"),
+        (lambda c: c["images"][1].update(id="3"), "ids are numbers and others whose ids are text"),
+        (lambda c: c["categories"][1].update(id="2"), r"category number 1 .* for 'id'; it must be a whole number"),
+        (lambda c: c["annotations"][0].update(image_id="3"), r"annotation number 0 .* has text \('3'\) for 'image_id'"),
+        (lambda c: c["annotations"][0].update(category_id=[2]), r"annotation number 0 .* has a list for 'category_id'"),
+        (lambda c: c["annotations"][1]["segmentation"].pop("size"), r"annotation 10 of image 9 .*its mask, an RLE, has no 'size'"),
+        (lambda c: c["annotations"][1]["segmentation"].update(counts="o"), r"annotation 10 of image 9 .* broken mask: .* no run-length"),
+        (lambda c: c["annotations"][1]["segmentation"].update(counts="01"), r"annotation 10 of image 9 .* cover 1 pixels, not 8 x 10"),
+        (lambda c: c["annotations"][1]["segmentation"].update(counts=None), r"its mask, an RLE, has null for 'counts'"),
+        (lambda c: c["annotations"][2]["segmentation"].update(counts=[16, -1, 65]), "annotation 20 of image 3 .* broken mask"),
+        (lambda c: c["annotations"][2]["segmentation"].update(counts=[16]), "annotation 20 of image 3 .* cover 16 pixels"),
+        (lambda c: c["annotations"][0].update(segmentation=SQUARE[0]), "annotation 30 of image 3 .* neither an RLE nor a list of polygons"),
+        (
+            lambda c: c["annotations"][0].update(segmentation=[["1", *SQUARE[0][1:]]]),
+            "annotation 30 of .* nor a list of polygons .*of numbers",
+        ),
+        (lambda c: c["annotations"][0].update(segmentation=[[None, *SQUARE[0][1:]]]), "annotation 30 of .* nor a list of polygons"),
+        (lambda c: c["annotations"][0].update(segmentation="mask.png"), "annotation 30 of .* nor a list of polygons"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 1]), r"annotation 30 of .* has the bbox \[1, 1\]; it must be four numbers"),
+        (
+            lambda c: c["annotations"][0].update(segmentation=[[float("nan"), *SQUARE[0][1:]]]),
+            "set.json is not valid json: it breaks at byte",
+        ),
     ],
 )
 def test_faulty_content_is_named(write, content, tmp_path, change, message):
@@ -130,6 +160,25 @@ def test_faulty_content_is_named(write, content, tmp_path, change, message):
 def test_category_map_that_the_file_cannot_fill(write, content, tmp_path):
     with pytest.raises(DatasetError, match=r"no categories with the ids \[77\]"):
         load_coco_instances(write(content), str(tmp_path), {2: 0, 77: 1})
+
+
+def test_what_is_no_annotation_file(write):
+    for text, kind in (("[]", "a list"), ("null", "null"), ("3", "a whole number")):
+        with pytest.raises(DatasetError, match=rf"set\.json holds {kind}.*, not an object"):
+            read_categories(write(text))
+
+
+def test_ids_may_be_text(write, content, tmp_path):
+    for image in content["images"]:
+        image["id"] = f"i{image['id']}"
+    for annotation in content["annotations"]:
+        annotation.update(id=f"a{annotation['id']}", image_id=f"i{annotation['image_id']}")
+    records = load_coco_instances(write(content), str(tmp_path))
+    assert [(r["image_id"], [a["id"] for a in r["annotations"]]) for r in records] == [
+        ("i3", ["a30", "a20", "a25"]),
+        ("i7", []),
+        ("i9", ["a10"]),
+    ]
 
 
 def test_missing_files(write, content, tmp_path):

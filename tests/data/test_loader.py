@@ -15,9 +15,17 @@ from detectron2.utils import comm
 
 from solotrack.config import ConfigError, load_config
 from solotrack.data.annotation_file import DatasetError
-from solotrack.data.catalog import register_custom
+from solotrack.data.catalog import load_dataset, register_custom
 from solotrack.data.frames import FrameError
-from solotrack.data.loader import SeededDataset, TrainBatchSampler, build_train_loader, build_video_loader
+from solotrack.data.loader import (
+    SeededDataset,
+    TrainBatchSampler,
+    build_train_loader,
+    build_video_loader,
+    training_records,
+    training_samples,
+)
+from solotrack.data.mappers import ImageMapper
 
 
 def slow_batches(groups: list[int], batch_size: int, seed: int, count: int) -> list[list[tuple[int, int]]]:
@@ -277,22 +285,39 @@ def test_video_loader(tmp_path, monkeypatch):
     name = f"{tmp_path.name}_videos"
     cfg = load_config("", ["DATASETS.CUSTOM.VIDEOS", str([[name, str(tmp_path / "v.json"), str(tmp_path)]])])
     register_custom(cfg)
-    batches = list(build_video_loader(cfg, name))
+    batches = list(build_video_loader(name))
     assert [[v["video_id"] for v in batch] for batch in batches] == [[0], [1], [2], [3], [4]]
     assert batches[0][0]["file_names"] == [str(tmp_path / "0.png")]
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        shares += [v["video_id"] for (v,) in build_video_loader(cfg, name)]
+        shares += [v["video_id"] for (v,) in build_video_loader(name)]
     assert shares == [0, 1, 2, 3, 4]
     (tmp_path / "v.json").write_text(json.dumps({"videos": []}))
     with pytest.raises(DatasetError, match=f"{name} is empty"):
-        build_video_loader(cfg, name)
+        build_video_loader(name)
 
 
 def test_video_loader_wants_videos(coco):
     entry = coco()
-    cfg = config([entry])
+    config([entry])
     with pytest.raises(ConfigError, match="set of images; tracking needs videos"):
-        build_video_loader(cfg, entry[0])
+        build_video_loader(entry[0])
+
+
+def test_samples_of_the_training_images(coco):
+    """What SeededDataset makes of them all, at the images that were drawn."""
+    cfg = config([coco()], "INPUT.AUG.COLOR", "0.3")
+    everything = load_dataset(cfg.DATASETS.TRAIN[0])
+    dataset = SeededDataset(everything, ImageMapper(cfg), 5)
+    drawn = training_records(cfg, 4, 5)
+    assert len({index for index, _ in drawn}) == 4 and all(record == everything[index] for index, record in drawn)
+    assert len(training_records(cfg, 1000, 5)) == len(everything)
+    for _ in range(2):
+        samples = list(training_samples(cfg, drawn, 5))
+        for (index, _), sample in zip(drawn, samples, strict=True):
+            expected = dataset[index, index]
+            assert torch.equal(sample["image"], expected["image"]) and sample["file_name"] == expected["file_name"]
+            assert torch.equal(sample["instances"].gt_masks.tensor, expected["instances"].gt_masks.tensor)
+    assert [index for index, _ in training_records(cfg, 4, 6)] != [index for index, _ in drawn]

@@ -56,6 +56,13 @@ def test_reads_videos_in_order_without_labels(write, content, tmp_path, monkeypa
         (lambda c: c["videos"][1].update(id=5), "video 5: this id occurs twice"),
         (lambda c: c["videos"][1].pop("width"), r"video number 1 \(from 0\) has no 'width'"),
         (lambda c: c.update(images=c.pop("videos")), "has no list 'videos' .*CUSTOM.IMAGES"),
+        (lambda c: c.update(videos=None), "has no list 'videos'"),
+        (lambda c: c["videos"].append(None), r"video number 2 \(from 0\) is null; it must be an object"),
+        (lambda c: c["videos"][1].update(height="6"), r"video number 1 .* has text \('6'\) for 'height'; it must be a whole number"),
+        (lambda c: c["videos"][1].update(height=-6), "video 2 is 4 x -6 pixels"),
+        (lambda c: c["videos"][1].update(id="2"), r"video number 1 .* for 'id'; it must be a whole number"),
+        (lambda c: c["videos"][1].update(file_names=[None]), "video 2 has file_names that are not a list of texts"),
+        (lambda c: c["videos"][1].update(file_names="v2/0.jpg"), "video 2 has file_names that are not a list of texts"),
     ],
 )
 def test_faulty_content_is_named(write, content, tmp_path, change, message):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from solotrack.config import tracker_similarity
-from solotrack.data.loader import training_samples
+from solotrack.data.loader import training_records, training_samples
 from solotrack.engine import calibration
 from solotrack.engine.calibration import CalibrateNullLogit, calibrate_null_logit, equal_error_threshold
 from tests import tiny
@@ -61,7 +61,7 @@ def scores_one_by_one(seed: int) -> tuple[list[float], list[float]]:
     cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
     hidden = torch.Generator().manual_seed(seed)
     known, new = [], []
-    for sample in training_samples(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed):
+    for sample in training_samples(cfg, training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed), seed):
         views = []
         for view in (sample, sample["second_view"]):
             with torch.no_grad():
@@ -142,12 +142,29 @@ def test_too_few_objects_leave_the_value_alone(caplog: pytest.LogCaptureFixture)
 def test_hook_calibrates_before_evaluations_and_checkpoints(
     monkeypatch: pytest.MonkeyPatch, periods: tuple[int, ...], last: int, expected: list[int]
 ) -> None:
-    calls = []
-    monkeypatch.setattr(calibration, "calibrate_null_logit", lambda cfg, model: calls.append((trainer.iter + 1, cfg, model)))
-    cfg, model = object(), torch.nn.Linear(1, 1)
+    calls, drawn = [], []
+    monkeypatch.setattr(
+        calibration, "calibrate_null_logit", lambda cfg, model, seed, records: calls.append((trainer.iter + 1, cfg, model, seed, records))
+    )
+    monkeypatch.setattr(calibration, "training_records", lambda cfg, count, seed: drawn.append((count, seed)) or [(7, {})])
+    cfg, model = tiny.config(), torch.nn.Linear(1, 1)
     hook = CalibrateNullLogit(cfg, model, periods)
     hook.trainer = trainer = SimpleNamespace(iter=0, max_iter=last)
     for trainer.iter in range(last):
         hook.after_step()
     assert [call[0] for call in calls] == expected
-    assert all(call[1:] == (cfg, model) for call in calls)
+    assert all(call[1:] == (cfg, model, 0, [(7, {})]) for call in calls)
+    assert drawn == [(cfg.TRACKER_HEADS.CALIBRATION.IMAGES, 0)], "the data set is read once, however often it calibrates"
+
+
+def test_the_hook_finds_the_same_value_every_time() -> None:
+    """The records it keeps are not changed by their use, and are those that the calibration alone draws."""
+    cfg, model = tiny.trained()
+    calibrate_null_logit(cfg, model)
+    expected = model.embedding_head.null_logit.item()
+    hook = CalibrateNullLogit(cfg, model, (1,))
+    hook.trainer = SimpleNamespace(iter=0, max_iter=10)
+    for _ in range(2):
+        model.embedding_head.null_logit.fill_(float("nan"))
+        hook.after_step()
+        assert model.embedding_head.null_logit.item() == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from detectron2.config import CfgNode
 
 from solotrack.config import ConfigError
 from solotrack.data.annotation_file import DatasetError
+from solotrack.data.catalog import register_custom
 from solotrack.engine.comparison import TRACKERS, compare_trackers
 from solotrack.engine.evaluation import evaluate_videos
+from solotrack.evaluation.ytvis_format import YTVISFormatError
 from tests import tiny
 
 
@@ -76,3 +79,20 @@ def test_what_cannot_be_compared(setup: tuple[CfgNode, torch.nn.Module], tmp_pat
     with pytest.raises(DatasetError, match=r"Did you mean tiny_test"):
         compare_trackers(cfg, model, "tiny_tset", str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_faulty_annotations_and_output_show_before_the_network_runs(setup: tuple[CfgNode, torch.nn.Module], tmp_path: Path) -> None:
+    cfg, model = setup
+    handle = model.register_forward_pre_hook(lambda module, inputs: pytest.fail("the network ran"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        compare_trackers(cfg, model, "tiny_test", str(tmp_path / "file" / "out"))
+    data = json.loads((tiny.data_root() / "test.json").read_text())
+    data["annotations"][1]["category_id"] = 77
+    (tmp_path / "faulty.json").write_text(json.dumps(data))
+    cfg.DATASETS.CUSTOM.VIDEOS = [["tiny_faulty", str(tmp_path / "faulty.json"), str(tiny.data_root() / "videos" / "test")]]
+    register_custom(cfg)
+    with pytest.raises(YTVISFormatError, match=r"faulty\.json: .*\n.*annotations\[1\]: category_id 77 is no category"):
+        compare_trackers(cfg, model, "tiny_faulty", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    handle.remove()

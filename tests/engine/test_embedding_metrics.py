@@ -214,3 +214,44 @@ def test_data_that_cannot_be_measured(setup: tuple[CfgNode, torch.nn.Module], na
     cfg = tiny.config(names | {"DATASETS.CUSTOM.IMAGES": [["squares_lonely", str(tmp_path / "lonely.json"), folder]]})
     with pytest.raises(DatasetError, match=r"two instances or more; squares_lonely has none"):
         shift_test(cfg, model, "squares_lonely")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.update(segmentations=a["segmentations"][:4]), r"annotations\[2\] has 4 segmentations but its video 6 frames"),
+        (lambda a: a["segmentations"].__setitem__(1, {"size": [SIZE, SIZE], "counts": "o"}), r"annotations\[2\]: segmentations\[1\]"),
+        (lambda a: a["segmentations"].__setitem__(1, "mask.png"), r"annotations\[2\]: segmentations\[1\]"),
+        (lambda a: a.pop("video_id"), r"annotations\[2\]: lacks 'video_id'"),
+        (lambda a: a.update(video_id=99), "video_id 99 is no video"),
+    ],
+)
+def test_faulty_labels_of_videos_are_named(setup, names: dict[str, list], tmp_path: Path, change, message: str) -> None:
+    _, json_file, folder = names["DATASETS.CUSTOM.VIDEOS"][0]
+    data = json.loads(Path(json_file).read_text())
+    change(data["annotations"][2])
+    (tmp_path / "faulty.json").write_text(json.dumps(data))
+    name = f"{tmp_path.name}_videos"
+    cfg = tiny.config(names | {"DATASETS.CUSTOM.VIDEOS": [[name, str(tmp_path / "faulty.json"), folder]]})
+    with pytest.raises(DatasetError, match=rf"(?s)faulty\.json: .*{message}"):
+        video_association(cfg, setup[1], name)
+
+
+def test_pictures_of_another_size_are_named(setup, names: dict[str, list], tmp_path: Path) -> None:
+    (_, images, folder), (_, videos, _) = names["DATASETS.CUSTOM.IMAGES"][0], names["DATASETS.CUSTOM.VIDEOS"][0]
+    changes = {}
+    for key, json_file, kind in (("IMAGES", images, "images"), ("VIDEOS", videos, "videos")):
+        data = json.loads(Path(json_file).read_text())
+        for record in data[kind]:
+            record["height"] += 1
+        for annotation in data["annotations"]:
+            if kind == "images":
+                annotation["segmentation"] = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]
+            else:
+                annotation["segmentations"] = [[[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]] * 6
+        (tmp_path / f"{kind}.json").write_text(json.dumps(data))
+        changes[f"DATASETS.CUSTOM.{key}"] = [[f"{tmp_path.name}_{kind}", str(tmp_path / f"{kind}.json"), folder]]
+    cfg = tiny.config(names | changes)
+    for measure, kind in ((shift_test, "images"), (video_association, "videos")):
+        with pytest.raises(DatasetError, match=rf"png has {SIZE} x {SIZE} pixels .* json says {SIZE} x {SIZE + 1}"):
+            measure(cfg, setup[1], f"{tmp_path.name}_{kind}")

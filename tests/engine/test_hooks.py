@@ -12,7 +12,7 @@ import torch
 from detectron2.engine import TrainerBase, hooks
 from torch import nn
 
-from solotrack.data.loader import training_samples
+from solotrack.data.loader import training_records, training_samples
 from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.hooks import BestCheckpoint, ReportScaleRanges
 from tests import tiny
@@ -113,7 +113,7 @@ def test_report_of_instances_outside_the_scale_ranges(caplog: pytest.LogCaptureF
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with caplog.at_level(logging.INFO, "solotrack.engine.hooks"):
         ReportScaleRanges(cfg, model, images=10).before_train()
-    instances = [x["instances"] for x in training_samples(cfg, 10, seed=0)]
+    instances = [x["instances"] for x in training_samples(cfg, training_records(cfg, 10, 0), seed=0)]
     sides = torch.cat([x.gt_boxes.tensor for x in instances]).view(-1, 2, 2).diff(dim=1)[:, 0]
     outside = int((sides.prod(dim=1).sqrt() > ranges[0][1]).sum())
     (record,) = (x for x in caplog.records if x.name == "solotrack.engine.hooks")

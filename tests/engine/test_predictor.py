@@ -7,12 +7,13 @@ import json
 import logging
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from solotrack.config import load_config
+from solotrack.config import ConfigError, load_config
 from solotrack.data.catalog import register_custom
 from solotrack.data.frames import FrameError
 from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
@@ -226,6 +227,30 @@ def test_checkpoint_to_tracks(tmp_path, blobs):
             (track,) = (x for x in tracks.tracks if x.id == identity)
             assert track.frame_scores[t] == pytest.approx(score.item(), abs=1e-5)
             assert (mask.numpy() != track.masks(t)).mean() < 0.01
+
+
+def test_masks_of_frames_of_another_size(predictor, blobs, tmp_path, caplog):
+    images = list(blobs.frames(3))
+    frames = [images[0], np.repeat(np.repeat(images[1], 2, 0), 2, 1), images[2]]
+    tracks = predictor.track(frames)
+    with caplog.at_level("WARNING"):
+        results = tracks.results()
+    assert "were resized to the first frame's 80 x 60 pixels" in caplog.text
+    for track, result in zip(tracks.tracks, results, strict=True):
+        for own, saved in zip(track.segmentations, result["segmentations"], strict=True):
+            assert (own is None) == (saved is None)
+            if saved is not None:
+                factor = own["size"][0] // 60
+                assert saved["size"] == [60, 80]
+                np.testing.assert_array_equal(mask_util.decode(saved), mask_util.decode(own)[factor // 2 :: factor, factor // 2 :: factor])
+    assert any(track.segmentations[1] and track.segmentations[1]["size"] == [120, 160] for track in tracks.tracks)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_devices_that_are_not_there(blobs):
+    for device in ("gpu", "cuda"):
+        with pytest.raises(ConfigError, match=rf"MODEL\.DEVICE is '?{device}"):
+            VideoPredictor(blob_config("MODEL.DEVICE", device), blobs.Detector(), NAMES)
 
 
 def test_weights_that_cannot_work(tmp_path):

@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_a_number_names_the_images(train: Callable[..., Finis
     done = train("a", {"MODEL.WEIGHTS": str(tmp_path / "poisoned.pth")})
     assert done.code == 2 and "Traceback" not in done.err
     message = done.err[done.err.index("error: ") :]
-    assert message.startswith("error: Loss became infinite or NaN at iteration=0!") and "loss_category" in message
+    assert message.startswith("error: The losses are not finite at iteration 0:") and "loss_category" in message
     (batch,) = (x for _, x in zip(range(1), build_train_loader(tiny.config()), strict=False))
     listed = message[message.index("The batch's images:") :]
     assert [line.strip() for line in listed.splitlines()[1:3]] == [x["file_name"] for x in batch]
@@ -312,3 +312,22 @@ def test_a_fault_in_several_processes_is_a_sentence(train: Callable[..., Finishe
     done = train("a", {"SOLVER.IMS_PER_BATCH": 3}, "--num-gpus", "2", "MODEL.DEVICE", "cpu", setup=fork)
     assert done.code == 2 and "Traceback" not in done.err
     assert "error: SOLVER.IMS_PER_BATCH (3) must be a multiple of the number of processes (2)." in done.err
+
+
+def test_a_gradient_that_is_not_a_number_stops_before_the_step() -> None:
+    """Finite losses with a NaN gradient: sqrt at 0."""
+
+    class Root(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+            return {"loss": (0 * self.weight).sqrt().sum() * batch[0]["factor"]}
+
+    model = Root()
+    step = TrainingStep(model, [[{"file_name": "a.jpg", "factor": 1.0}]], torch.optim.SGD(model.parameters(), 0.1), "cpu", None, 35.0)
+    with EventStorage(0), pytest.raises(NonFiniteLossError, match=r"(?s)gradients are not finite.*a\.jpg"):
+        step.iter = 0
+        step.run_step()
+    assert model.weight.tolist() == [1, 1]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solotrack.evaluation import ytvis_format
 from solotrack.evaluation.ytvis_format import YTVISFormatError, load_json, read_ground_truth, read_predictions
 from solotrack.ops.rle import encode_masks
 
@@ -225,13 +224,6 @@ def test_ground_truth_without_annotations_serves_to_check_predictions():
 # ---- files
 
 
-@pytest.fixture(params=["orjson", "json"])
-def reader(request, monkeypatch):
-    if request.param == "json":
-        monkeypatch.setattr(ytvis_format, "orjson", None)
-
-
-@pytest.mark.usefixtures("reader")
 class TestLoadJson:
     def test_reads(self, tmp_path: Path):
         path = tmp_path / "results.json"

@@ -88,3 +88,10 @@ def test_box_iou(plus_one: bool) -> None:
                 canvas[k, y1 : y2 + plus_one, x1 : x2 + plus_one] = True
             union = canvas.any(0).sum()
             assert iou[i, j] == pytest.approx(canvas.all(0).sum() / union if union else 0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (10, 14), (15, 7), (3, 20), (1, 1)])
+def test_resize_mask(height: int, width: int) -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (5, 7), dtype=np.uint8)
+    expected = [[mask[int((y + 0.5) * 5 / height), int((x + 0.5) * 7 / width)] for x in range(width)] for y in range(height)]
+    np.testing.assert_array_equal(ops.resize_mask(mask, height, width), expected)

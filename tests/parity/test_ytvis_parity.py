@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from solotrack.evaluation import ytvis_format
 from solotrack.evaluation.ytvis import evaluate_ytvis
 from solotrack.evaluation.ytvis_format import load_json
 
 
 @pytest.mark.parametrize("case", ["few", "many", "long"])
-@pytest.mark.parametrize("reader", ["orjson", "json"])
-def test_scores_of_the_official_evaluator(shared_dir: Path, case: str, reader: str, monkeypatch):
-    if reader == "json":
-        monkeypatch.setattr(ytvis_format, "orjson", None)
+def test_scores_of_the_official_evaluator(shared_dir: Path, case: str):
     folder = shared_dir / "parity" / "ytvis" / case
     result = evaluate_ytvis(load_json(folder / "gt.json"), load_json(folder / "results.json"), strict=True)
     official = json.loads((folder / "official.json").read_text())["stats"]

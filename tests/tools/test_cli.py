@@ -190,17 +190,27 @@ WRONG = [
     # misspelt keys
     (("train_net", "--config-file", "config.yaml", "SOLVER.BASELR", "0.1"), "no config key SOLVER.BASELR. Did you mean SOLVER.BASE_LR"),
     (("train_net", "--config-file", "misspelt.yaml"), "no config key MODEL.SOLO.SIGMAA. Did you mean MODEL.SOLO.SIGMA"),
-    (("compare_trackers", *MODEL, "--output", "x", "--opts", "TRACKER_HEADS.SIMS", "masa"), "Did you mean TRACKER_HEADS.SIM"),
-    (("shift_test", *MODEL, "--images", "a", "--opts", "INPUT.MIN_SIZE_TESTS", "64"), "Did you mean INPUT.MIN_SIZE_TEST"),
+    (("compare_trackers", *MODEL, "--output", "x", "TRACKER_HEADS.SIMS", "masa"), "Did you mean TRACKER_HEADS.SIM"),
+    (("shift_test", *MODEL, "--images", "a", "INPUT.MIN_SIZE_TESTS", "64"), "Did you mean INPUT.MIN_SIZE_TEST"),
     (("track_video", *MODEL, "--input", "a", "--output", "x", "TEST.FRAMES", "3"), "Did you mean TEST.FRAMES_PER_BATCH"),
     # values
     (("train_net", "--config-file", "config.yaml", "MODEL.SOLO.SIGMA", "3.0"), "MODEL.SOLO.SIGMA is 3.0"),
     (("train_net", "--config-file", "config.yaml", "MODEL.DEVICE", "cuda:77"), "cuda:77"),
     (("train_net", "--config-file", "config.yaml", "MODEL.SOLO.NUM_CLASSES", "3"), "set MODEL.SOLO.NUM_CLASSES to 4"),
     (("train_net", "--config-file", "config.yaml", "MODEL.SOLO.IN_FEATURES", "['p2', 'p3', 'p7']"), "names p7"),
-    (("compare_trackers", *MODEL, "--output", "x", "--opts", "DATASETS.TEST", "()"), "--dataset"),
+    (("compare_trackers", *MODEL, "--output", "x", "DATASETS.TEST", "()"), "--dataset"),
     (("shift_test", *MODEL), "--images"),
     (("shift_test", *MODEL, "--images", "synthetic_val", "--limit", "0"), "--limit must be at least 1"),
+    (("shift_test", *MODEL, "--images", "synthetic_val", "--seed", "-1"), "--seed at least 0"),
+    (("shift_test", *MODEL, "--images", "synthetic_val", "MODEL.DEVICE", "gpu"), "MODEL.DEVICE is 'gpu', which PyTorch does not know"),
+    (("compare_trackers", *MODEL, "--output", "x", "MODEL.DEVICE", "gpu"), "MODEL.DEVICE is 'gpu', which PyTorch does not know"),
+    (("train_net", "--config-file", "config.yaml", "MODEL.DEVICE", "gpu"), "MODEL.DEVICE is 'gpu', which PyTorch does not know"),
+    (("benchmark", "tracker", "--device", "gpu"), "MODEL.DEVICE is 'gpu', which PyTorch does not know"),
+    (("benchmark", "tracker", "--seed", "-1"), "--seed at least 0"),
+    (("track_video", *MODEL, "--input", "a", "--output", "x", "--device", "gpu"), "MODEL.DEVICE is 'gpu'"),
+    (("track_video", *MODEL, "--input", "a", "--output", "x", "--fps", "inf"), "--fps greater than 0 and finite"),
+    (("reproduce", "ablation", "--output", "x", "--seeds", "-1"), "--seeds at least 0"),
+    ((*DRAW, "--mp4", "x.mp4", "--fps", "inf"), "--fps greater than 0 and finite"),
     ((*DRAW,), "--sheet"),
     ((*DRAW, "--sheet", "x.png", "--columns", "0"), "--columns must be at least 1"),
     ((*DRAW, "--mp4", "x.mp4", "--fps", "0"), "--fps greater than 0"),
@@ -208,10 +218,11 @@ WRONG = [
     # weights
     (("train_net", "--config-file", "config.yaml", "MODEL.WEIGHTS", "no.pth"), "There is no checkpoint no.pth"),
     (("train_net", "--config-file", "config.yaml", "--eval-only", "MODEL.WEIGHTS", "''"), "No weights: set MODEL.WEIGHTS"),
+    (("train_net", "--config-file", "config.yaml", "--eval-only", "DATASETS.TEST", "()"), "nothing to evaluate: DATASETS.TEST is empty"),
     (("compare_trackers", *MODEL[:3], "no.pth", "--output", "x"), "There is no checkpoint no.pth"),
     (("shift_test", *MODEL[:3], "no.pth", "--images", "synthetic_val"), "There is no checkpoint no.pth"),
     (("shift_test", *MODEL[:3], "damaged.pth", "--images", "synthetic_val"), "damaged.pth is not a readable checkpoint"),
-    (("compare_trackers", *MODEL, "--output", "x", "--opts", "MODEL.SOLO_TRACK.EMB.DIM", "4"), "start.pth does not fit the config"),
+    (("compare_trackers", *MODEL, "--output", "x", "MODEL.SOLO_TRACK.EMB.DIM", "4"), "start.pth does not fit the config"),
     # folders
     (("train_net", "--config-file", "config.yaml", "OUTPUT_DIR", "config.yaml/run"), "config.yaml/run"),
     (("compare_trackers", *MODEL, "--output", "config.yaml/x"), "config.yaml"),
@@ -243,6 +254,28 @@ def test_wrong_words_get_one_sentence(project: Project, words: tuple[str, ...], 
     assert done.code == 2 and "Traceback" not in done.err, done.err
     assert "error: " in done.err and sentence in done.err[done.err.index("error: ") :], done.err
     assert not (project.folder / "x").exists() and not (project.folder / "x.png").exists() and not (project.folder / "x.mp4").exists()
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(project: Project) -> None:
+    interrupt = "import signal, solotrack.engine.trainer as t; t.Trainer.train = lambda self: signal.raise_signal(signal.SIGINT)"
+    words = ("--config-file", "config.yaml", "OUTPUT_DIR", "stopped")
+    done = tool_server().tool("train_net", *words, cwd=project.folder, setup=interrupt, DETECTRON2_DATASETS=str(project.folder / "data"))
+    assert done.code == 130 and "Traceback" not in done.err, done.err
+    assert done.err.splitlines()[-1].startswith("Stopped. The same command with --resume continues")
+
+
+def test_an_image_of_another_size_stops_training_with_a_sentence(project: Project) -> None:
+    data = json.loads((project.folder / "data/synthetic/train.json").read_text())
+    for record in data["images"]:
+        record["width"] += 2
+    for annotation in data["annotations"]:
+        annotation["segmentation"] = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]
+    (project.folder / "wider.json").write_text(json.dumps(data))
+    images = f"[['wider', '{project.folder / 'wider.json'}', '{project.folder / 'data/synthetic/train'}']]"
+    words = ("OUTPUT_DIR", "wider", "DATASETS.TEST", "()", "DATASETS.CUSTOM.IMAGES", images, "DATASETS.TRAIN", "('wider',)")
+    done = project.tool("train_net", "--config-file", "config.yaml", *words, "DATALOADER.NUM_WORKERS", "1")
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert f"pixels (width x height) but the data set's json says {tiny.SIZE + 2} x {tiny.SIZE}" in done.err.splitlines()[-1]
 
 
 # ---- plans made of these commands
@@ -279,7 +312,8 @@ def test_table_of_the_ablation(tmp_path: Path) -> None:
     for seed, ap in ((0, 10.0), (1, 14.0)):
         cell = tmp_path / "ic" / f"seed{seed}"
         cell.mkdir(parents=True)
-        scores = {name: {"AP": ap + shift, "AP50": 50.0, "AR10": 30.0} for shift, name in enumerate(TRACKERS)}
+        shifts = dict.fromkeys(TRACKERS, 9) | {"distance": 0, "IoU": 1, "SOLO-Track": 2}
+        scores = {name: {"AP": ap + shift, "AP50": 50.0, "AR10": 30.0} for name, shift in shifts.items()}
         measures = dict.fromkeys(("match", "distance", "new_object_auc"), 0.5)
         (cell / "comparison.json").write_text(json.dumps(scores))
         (cell / "shift.json").write_text(json.dumps({"shift": measures, "videos": measures}))

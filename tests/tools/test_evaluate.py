@@ -124,7 +124,7 @@ def test_errors_are_one_message_and_exit_code_2(tool, files, capsys):
         spoil()
         assert run(tool, files, "--categories", "name20", "--output-json", str(files["out"])) == 2
         error = capsys.readouterr().err
-        assert error.startswith("evaluate.py ytvis: error: ")
+        assert error.startswith("error: ")
         assert message in error
         assert "Traceback" not in error
     assert not files["out"].exists()

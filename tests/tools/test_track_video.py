@@ -22,8 +22,10 @@ from solotrack.config import load_config
 from solotrack.data.frames import open_frames
 from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.predictor import VideoPredictor
+from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.visualization.video_writer import VideoWriter
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.BACKBONE.NAME": "build_small_resnet_fpn_backbone",
@@ -127,12 +129,38 @@ def test_video_file_thinned_out(tool, trained, frames, tmp_path):
     assert [name.rpartition("#")[2] for name in video["file_names"]] == ["0", "3"]
 
 
+@pytest.mark.parametrize("tracker", ["EmbeddingTracker", "DistanceTracker", "IoUTracker"])
+def test_frames_of_several_sizes_give_readable_files(tool, trained, frames, tmp_path, monkeypatch, caplog, tracker):
+    for number, (height, width) in {1: (60, 48), 4: (24, 32)}.items():
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(frames / f"f{number}.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["--input", frames.name, "--output", "out", "--max-frames", "6", "--tracker", tracker]
+    assert tool.main([*trained, *options]) == 0
+    assert "masks were resized to the first frame's 64 x 48 pixels" in caplog.text
+    results, video = (tmp_path / "out" / f"{name}.json" for name in ("results", "video"))
+    truth = read_ground_truth(load_json(video))
+    tracks, warning = read_predictions(load_json(results), truth)
+    assert warning is None and all(rle["size"] == [48, 64] for track in tracks for rle in track.rles if rle)
+    assert any(track.rles[4] for track in tracks), "a frame of another size has masks too"
+    assert load_json(video)["videos"][0]["file_names"] == [str(frames / f"f{i}.png") for i in range(6)]
+    spec = importlib.util.spec_from_file_location("draw_results", ROOT / "tools" / "draw_results.py")
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    monkeypatch.chdir("/")
+    drawing = ["--annotations", str(video), "--predictions", str(results), "--score-thresh", "0"]
+    assert draw.main([*drawing, "--sheet", str(tmp_path / "s.png"), "--mp4", str(tmp_path / "s.mp4")]) == 0
+    assert (tmp_path / "s.png").exists() and len(list(open_frames(tmp_path / "s.mp4"))) == 6
+
+
 def test_options_reach_the_config(tool, trained, frames, tmp_path):
     options = ["--input", str(frames / "f0.png"), "--output", str(tmp_path / "out")]
     args = tool.parser().parse_args([*trained, *options, "--tracker", "IoUTracker", "--score-thresh", "0.3", "TEST.FRAMES_PER_BATCH", "5"])
     cfg = tool.config_from(args)
     assert (cfg.TRACKER_HEADS.TRACKER_NAME, cfg.TRACKER_HEADS.SCORE_THRESH, cfg.TEST.FRAMES_PER_BATCH) == ("IoUTracker", 0.3, 5)
     assert (trained[3], "cpu") == (cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE)
+    args = tool.parser().parse_args([*trained, *options, "MODEL.WEIGHTS", "other.pth", "MODEL.DEVICE", "cuda"])
+    cfg = tool.config_from(args)
+    assert (trained[3], "cpu") == (cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE), "options win over KEY VALUE"
     assert tool.main([*trained, *options, "--no-overlay", "--score-thresh", "1"]) == 0
     assert names_in(tmp_path / "out") == ["results.json", "tracks.csv", "video.json"]
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
@@ -204,7 +232,7 @@ def test_errors_are_one_sentence(tool, trained, frames, tmp_path, capsys, change
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu(tool, trained, frames, tmp_path, capsys):
     assert tool.main([*trained[:4], "--device", "cuda", "--input", str(frames), "--output", str(tmp_path)]) == 2
-    assert "use --device cpu" in capsys.readouterr().err
+    assert "set MODEL.DEVICE to cpu" in capsys.readouterr().err
 
 
 def test_command_line(repo_root, tmp_path):

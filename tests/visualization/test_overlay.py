@@ -153,5 +153,6 @@ def test_failed_writing_leaves_the_old_file(tmp_path):
     with VideoWriter(tmp_path / "none.mp4"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
-    with pytest.raises(ValueError, match="fps"):
-        VideoWriter(path, fps=0)
+    for fps in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="fps"):
+            VideoWriter(path, fps=fps)

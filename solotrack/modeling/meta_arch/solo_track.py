@@ -186,7 +186,7 @@ class SOLOTrack(nn.Module):
         padded_size = tuple(images.tensor.shape[-2:])
         features = self.features(images)
         sizes = [(x.get("height", size[0]), x.get("width", size[1])) for x, size in zip(batched_inputs, images.image_sizes, strict=True)]
-        scores = self.head.category_logits(features).sigmoid()
+        scores = self.head.category_logits(features).float().sigmoid()  # half precision would make ties for point NMS
         clusters = self.embedding_head is not None and self.embedding_read == "cluster"
         results = self.inference(self.head, features, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
         if self.embedding_head is not None:
