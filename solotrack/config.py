@@ -131,7 +131,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.COLOR = 0.4  # strength of the colour jitter
     views.SCATTER = 0.0  # probability that a view's instances are first moved to random places, each on its own
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
-    # Own data sets: name, json and folder of frames or images; see README "Your own data"
+    # Own data sets: name, json and folder of frames or images; see README "Data sets"
     custom = cfg.DATASETS.CUSTOM = CfgNode()
     custom.IMAGES = []  # [[name, json, image folder], ...] COCO
     custom.VIDEOS = []  # [[name, json, frame folder], ...] YouTube-VIS
