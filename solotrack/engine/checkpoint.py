@@ -91,7 +91,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             CheckpointError: the file is missing or damaged.
         """
         if path and "://" not in path and not os.path.isfile(path):
-            raise CheckpointError(f"There is no checkpoint {path}. Check MODEL.WEIGHTS; tools/convert_weights.py makes one from torchvision's or mmdetection's weights.")
+            raise CheckpointError(
+                f"There is no checkpoint {path}. Check MODEL.WEIGHTS; tools/convert_weights.py makes one from torchvision's or "
+                "mmdetection's weights."
+            )
         try:
             extra = super().load(path, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
