@@ -49,6 +49,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
 
     # ---- SOLO (v1), M1
     solo = cfg.MODEL.SOLO = CfgNode()
+    solo.TYPE = "solo"  # or "decoupled": masks as products of S column and S row maps; quicker to learn from little data, M1.8
     solo.NUM_CLASSES = 80
     solo.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     solo.STRIDES = [8, 8, 16, 32, 32]  # pixels; the stride each level's feature is resized to before the heads, M1.1
@@ -211,6 +212,7 @@ _CHOICES = {
     "MODEL.SOLO_TRACK.EMB.POOL_LEVELS": ("all", "per_level"),
     "MODEL.SOLO_TRACK.EMB.LOSS": ("center_contra", "infonce"),
     "MODEL.SOLO_TRACK.EMB.CENTER_REDUCTION": ("mean", "sum"),
+    "MODEL.SOLO.TYPE": ("solo", "decoupled"),
     "MODEL.SOLO_TRACK.EMB.CENTER_TYPE": ("l1", "smooth_l1"),
     "MODEL.SOLO_TRACK.EMB.SIM": ("dot", "cosine"),
     "MODEL.SOLO_TRACK.EMB.SCOPE": ("image", "batch", "gather"),

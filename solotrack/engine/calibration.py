@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -108,7 +109,7 @@ class CalibrateNullLogit(HookBase):
 
     Args:
         cfg: as for :func:`calibrate_null_logit`.
-        model: the model in training, perhaps wrapped in DistributedDataParallel; every process computes the same value.
+        model: the model in training, perhaps wrapped in DistributedDataParallel; the main process calibrates and tells the others.
         periods: iterations between evaluations and between checkpoints; 0 means only at the end.
     """
 
@@ -120,7 +121,11 @@ class CalibrateNullLogit(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or any(period > 0 and done % period == 0 for period in self.periods):
+        if done != self.trainer.max_iter and not any(period > 0 and done % period == 0 for period in self.periods):
+            return
+        if comm.is_main_process():
             if self._records is None:
                 self._records = training_records(self.cfg, self.cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed=0)
             calibrate_null_logit(self.cfg, self.model, seed=0, records=self._records)
+        if comm.get_world_size() > 1:
+            torch.distributed.broadcast(self.model.embedding_head.null_logit, src=0)

@@ -186,6 +186,11 @@ WRONG = [
     (("train_net", "--config-file", "no.yaml"), "There is no config file no.yaml"),
     (("compare_trackers", "--config-file", "no.yaml", "--output", "x"), "There is no config file no.yaml"),
     (("shift_test", "--config-file", "no.yaml", "--images", "a"), "There is no config file no.yaml"),
+    (("calibrate", "--config-file", "no.yaml", "--output", "x/x.pth"), "There is no config file no.yaml"),
+    (("calibrate", *MODEL, "--output", "x/x"), "ends in .pth"),
+    (("calibrate", *MODEL[:3], "no.pth", "--output", "x/x.pth"), "There is no checkpoint no.pth"),
+    (("calibrate", *MODEL, "--output", "x/x.pth", "MODEL.SOLO_TRACK.EMB.ENABLED", "False"), "needs MODEL.SOLO_TRACK.EMB.ENABLED"),
+    (("calibrate", *MODEL, "--output", "x/x.pth", "TRACKER_HEADS.CALIBRATION.IMAGES", "1"), "Too few objects"),
     (("track_video", "--config-file", "no.yaml", "--input", "any.png", "--output", "x"), "There is no config file no.yaml"),
     # misspelt keys
     (("train_net", "--config-file", "config.yaml", "SOLVER.BASELR", "0.1"), "no config key SOLVER.BASELR. Did you mean SOLVER.BASE_LR"),

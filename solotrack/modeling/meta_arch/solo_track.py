@@ -14,7 +14,7 @@ from ...config import ConfigError
 from ...ops.similarity import NORM_EPS
 from ..embedding.head import EmbeddingHead
 from ..embedding.instance_contrastive import InstanceContrastiveLoss
-from ..solo.head import SOLOHead
+from ..solo.head import SOLO_HEADS, SOLOHead
 from ..solo.inference import SOLOInference, embedding_cells
 from ..solo.losses import category_loss, mask_loss
 from ..solo.targets import GridTargets, assign_grid_targets
@@ -109,7 +109,7 @@ class SOLOTrack(nn.Module):
         return {
             "backbone": backbone,
             "in_features": list(cfg.MODEL.SOLO.IN_FEATURES),
-            "head": SOLOHead(cfg, shapes),
+            "head": SOLO_HEADS[cfg.MODEL.SOLO.TYPE](cfg, shapes),
             "inference": SOLOInference(cfg),
             "scale_ranges": solo.SCALE_RANGES,
             "sigma": solo.SIGMA,

@@ -82,7 +82,7 @@ def without_gradient(model: SOLOTrack) -> set[str]:
 # ---- training
 
 
-@pytest.mark.parametrize("changes", [{}, TWO_VIEWS], ids=["one view", "two views"])
+@pytest.mark.parametrize("changes", [{}, TWO_VIEWS, {"MODEL.SOLO.TYPE": "decoupled"}], ids=["one view", "two views", "decoupled"])
 def test_losses_and_gradients(changes: dict) -> None:
     model = tiny.model(tiny.config(ALL_LEVELS | changes))
     batch = [sample(seed=seed, views=model.views) for seed in (1, 2)]

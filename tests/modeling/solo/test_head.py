@@ -9,15 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from solotrack.config import load_config
-from solotrack.modeling.solo import SOLOHead, Tower
+from solotrack.modeling.solo import DecoupledSOLOHead, SOLOHead, Tower
 
 GRIDS = (6, 5, 4, 3, 2)
 STRIDES = (8, 8, 16, 32, 32)
 
 
-def make_head(seed: int = 0, channels: int = 8) -> SOLOHead:
+def make_head(seed: int = 0, channels: int = 8, kind: type[SOLOHead] = SOLOHead) -> SOLOHead:
     torch.manual_seed(seed)
-    head = SOLOHead(in_channels=4, num_classes=3, strides=STRIDES, num_grids=GRIDS, num_convs=2, channels=channels, num_groups=4)
+    head = kind(in_channels=4, num_classes=3, strides=STRIDES, num_grids=GRIDS, num_convs=2, channels=channels, num_groups=4)
     for p in head.parameters():  # the real start is almost zero everywhere
         nn.init.normal_(p, std=0.3)
     return head
@@ -108,6 +108,40 @@ def test_rows_equal_the_full_convolution_and_so_do_their_gradients(level: int, n
         if p.grad is not None:
             torch.testing.assert_close(got[name], p.grad, atol=1e-4, rtol=1e-4)
     assert f"mask_out.{level}.weight" in got and "mask_tower.0.weight" in got
+
+
+def test_decoupled_masks_are_products_of_a_column_and_a_row_map() -> None:
+    head = make_head(kind=DecoupledSOLOHead)
+    level, s = 1, GRIDS[1]
+    feature = head.mask_features(head.rescale(pyramid(), (64, 96)), [level])[0][1].detach().requires_grad_()
+    masks = head.mask_logits(feature, level, torch.arange(s * s)).sigmoid()
+    maps = head.mask_out[level](feature[None])
+    maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)[0].sigmoid()
+    assert maps.shape[0] == 2 * s and masks.shape[1:] == maps.shape[1:]
+    for i in range(s):
+        for j in range(s):
+            torch.testing.assert_close(masks[i * s + j], maps[j] * maps[s + i], atol=1e-6, rtol=1e-5)
+    (head.mask_logits(feature, level, torch.tensor([7])) * torch.randn_like(masks[7])).sum().backward()
+    used = head.mask_out[level].weight.grad.flatten(1).any(1).nonzero().flatten().tolist()
+    assert used == [7 % s, s + 7 // s]  # the maps of the cell's column and row alone
+    assert head.mask_logits(feature, level, torch.empty(0, dtype=torch.int64)).shape == (0, *maps.shape[1:])
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_decoupled_logits_of_very_sure_maps_are_finite(size: float) -> None:
+    head = make_head(kind=DecoupledSOLOHead)
+    nn.init.zeros_(head.mask_out[0].weight)
+    nn.init.constant_(head.mask_out[0].bias, size)
+    logits = head.mask_logits(torch.zeros(8, 2, 2), 0, torch.tensor([0]))
+    logits.sum().backward()
+    assert logits.isfinite().all() and head.mask_out[0].bias.grad.isfinite().all()
+    assert (logits > 0).all() == (size > 0)
+
+
+def test_decoupled_masks_start_at_the_prior() -> None:
+    head = DecoupledSOLOHead(in_channels=4, num_classes=3, strides=STRIDES, num_grids=GRIDS, channels=8, num_groups=4, prior_prob=0.01)
+    nn.init.zeros_(head.mask_out[0].weight)
+    assert head.mask_logits(torch.zeros(8, 2, 2), 0, torch.tensor([3])).sigmoid().mean().item() == pytest.approx(0.01)
 
 
 def test_mask_features_of_some_levels() -> None:
