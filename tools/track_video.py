@@ -40,7 +40,7 @@ from solotrack.data.catalog import register_custom
 from solotrack.data.frames import FrameSource, open_frames
 from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.predictor import VideoPredictor, VideoTracks
-from solotrack.visualization.overlay import draw_tracks
+from solotrack.visualization.overlay import draw_tracks, readable_zoom
 from solotrack.visualization.video_writer import VideoWriter
 
 _DEFAULT_FPS = 10.0  # of an overlay whose frames come without a rate
@@ -98,6 +98,7 @@ def track_video(
     """Track a video and write its files to ``output``; ``fps`` where the source has none, or another one."""
     fps = fps or source.fps
     collector = predictor.collector(fps)
+    zoom = 0
     with (
         stop_on_interrupt() as stop,
         VideoWriter(output / "overlay.mp4", fps or _DEFAULT_FPS) as writer,
@@ -106,7 +107,8 @@ def track_video(
         for frame, instances in predictor.stream(source, collector):
             if overlay:
                 image = frame.image if source.image_format == "RGB" else frame.image[..., ::-1]
-                writer.write(draw_tracks(image, instances, predictor.class_names))
+                zoom = zoom or readable_zoom(*image.shape[:2])
+                writer.write(draw_tracks(image, instances, predictor.class_names, zoom=zoom))
             bar.update()
             if stop:
                 bar.write(f"Stopped after {frame.index + 1} frames; writing what is there.")

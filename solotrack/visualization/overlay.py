@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -11,11 +12,16 @@ from detectron2.structures import Instances
 from ..ops.masks import masks_to_boxes
 from .colors import identity_color
 
-__all__ = ["draw_tracks"]
+__all__ = ["draw_tracks", "readable_zoom"]
 
 
 def draw_tracks(
-    image: np.ndarray, instances: Instances, class_names: Sequence[str] | None = None, alpha: float = 0.45, labels: bool = True
+    image: np.ndarray,
+    instances: Instances,
+    class_names: Sequence[str] | None = None,
+    alpha: float = 0.45,
+    labels: bool = True,
+    zoom: int = 1,
 ) -> np.ndarray:
     """The frame with its tracks drawn on it; an identity has the same colour in every frame.
 
@@ -26,15 +32,17 @@ def draw_tracks(
         class_names: name of each class; None writes its number.
         alpha: weight of the colour inside a mask, 0 to 1.
         labels: write "#identity class score" at each instance.
+        zoom: pixels that stand for one, in both directions, so that labels leave room to see small frames (:func:`readable_zoom`).
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (zoom * H, zoom * W, 3) uint8 RGB.
     """
     instances = instances[instances.ID >= 0].to("cpu")
     instances = instances[instances.scores.argsort()]  # the surest on top
-    masks, boxes = instances.pred_masks.numpy(), masks_to_boxes(instances.pred_masks).int().tolist()
+    masks = instances.pred_masks.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    masks, boxes = masks.numpy(), masks_to_boxes(masks).int().tolist()
     colors = [identity_color(identity) for identity in instances.ID.tolist()]
-    out = np.array(image, order="C")
+    out = np.array(image.repeat(zoom, 0).repeat(zoom, 1), order="C")
     thickness = max(1, round(min(out.shape[:2]) / 300))
     for mask, (x0, y0, x1, y1), color in zip(masks, boxes, colors, strict=True):
         if x0 < x1:  # an empty mask has an empty box
@@ -50,6 +58,11 @@ def draw_tracks(
                 name = class_names[category] if class_names else f"class {category}"
                 _write_label(out, f"#{identity} {name} {score:.2f}", x0, y0, color)
     return out
+
+
+def readable_zoom(height: int, width: int) -> int:
+    """The zoom that brings the short side of a frame to 360 pixels or more; 1 for larger frames."""
+    return max(1, math.ceil(360 / min(height, width)))
 
 
 def _write_label(image: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:

@@ -112,7 +112,7 @@ def test_folder(tool, trained, frames, tmp_path, capsys):
     overlay = open_frames(out / "overlay.mp4")
     assert overlay.fps == 6
     shown = list(overlay)
-    assert len(shown) == 12 and shown[0].image.shape == (48, 64, 3)
+    assert len(shown) == 12 and shown[0].image.shape == (8 * 48, 8 * 64, 3), "small frames are enlarged"
 
 
 def test_video_file_thinned_out(tool, trained, frames, tmp_path):
@@ -170,11 +170,11 @@ def test_options_reach_the_config(tool, trained, frames, tmp_path):
 def test_ctrl_c_writes_what_is_there(tool, trained, frames, tmp_path, monkeypatch, capsys):
     draw, drawn = tool.draw_tracks, []
 
-    def draw_and_interrupt(*args):
+    def draw_and_interrupt(*args, **kwargs):
         drawn.append(1)
         if len(drawn) == 5:
             signal.raise_signal(signal.SIGINT)
-        return draw(*args)
+        return draw(*args, **kwargs)
 
     monkeypatch.setattr(tool, "draw_tracks", draw_and_interrupt)
     before = signal.getsignal(signal.SIGINT)
@@ -186,7 +186,7 @@ def test_ctrl_c_writes_what_is_there(tool, trained, frames, tmp_path, monkeypatc
     assert {len(r["segmentations"]) for r in json.loads((out / "results.json").read_text())} == {5}
     assert json.loads((out / "video.json").read_text())["videos"][0]["length"] == 5
 
-    def draw_and_insist(*args):
+    def draw_and_insist(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 
 from solotrack.data.frames import open_frames
 from solotrack.visualization.colors import identity_color
-from solotrack.visualization.overlay import draw_tracks
+from solotrack.visualization.overlay import draw_tracks, readable_zoom
 from solotrack.visualization.video_writer import VideoWriter, fit_frame
 
 
@@ -156,3 +156,22 @@ def test_failed_writing_leaves_the_old_file(tmp_path):
     for fps in (0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="fps"):
             VideoWriter(path, fps=fps)
+
+
+def test_zoom_makes_every_pixel_a_block() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    mask = torch.zeros(1, 20, 30, dtype=torch.bool)
+    mask[0, 5:12, 7:20] = True
+    instances = tracked(mask, [3])
+    out = draw_tracks(image, instances, labels=False, zoom=3)
+    assert out.shape == (60, 90, 3)
+    inside = out[15:36, 21:60]
+    np.testing.assert_array_equal(out[:12], image[:4].repeat(3, 0).repeat(3, 1))
+    assert (inside != image[5:12, 7:20].repeat(3, 0).repeat(3, 1)).any(2).mean() > 0.95, "tinted"
+
+
+@pytest.mark.parametrize(
+    ("size", "zoom"), [((128, 128), 3), ((90, 200), 4), ((360, 640), 1), ((1080, 1920), 1), ((359, 500), 2), ((1, 1), 360)]
+)
+def test_readable_zoom(size: tuple[int, int], zoom: int) -> None:
+    assert readable_zoom(*size) == zoom
