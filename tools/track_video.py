@@ -13,7 +13,7 @@ It writes to the output folder, once the video is through or Ctrl-C was pressed:
   tracks.csv       a row for each track in each frame: frame, time_s, track_id, category, score, x1, y1, x2, y2, area (pixels)
 
 Frames are read, tracked and drawn as a stream, so a video may be of any length. Too many weak detections: raise --score-thresh.
-Identities that swap or split: see TRACKER_HEADS in solotrack/config.py. Too little memory: lower TEST.FRAMES_PER_BATCH.
+Identities that swap or split: see TRACKER_HEADS in solotrack/config/defaults.py. Too little memory: lower TEST.FRAMES_PER_BATCH.
 Words after the options are config overrides: KEY VALUE KEY VALUE ...
 """
 

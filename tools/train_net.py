@@ -6,7 +6,7 @@
   continue         tools/train_net.py --config-file ... --resume
   evaluate         tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/quickstart/model_final.pth
 
-Words after the options are config overrides: KEY VALUE KEY VALUE ... Every key, its default and its source stand in solotrack/config.py.
+Words after the options are config overrides: KEY VALUE KEY VALUE ... All keys with defaults and sources: solotrack/config/defaults.py.
 Results, checkpoints, TensorBoard events and the config in force go to OUTPUT_DIR.
 """
 

@@ -1,0 +1,242 @@
+"""Faults of a config, found before any work starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from detectron2.config import CfgNode
+
+from solotrack.errors import SoloTrackError
+
+__all__ = ["ConfigError", "check_config", "check_device", "flatten"]
+
+
+class ConfigError(SoloTrackError, ValueError):
+    """A config key that does not exist or holds a value that cannot work; the message says what is allowed."""
+
+
+# Key -> values it may take.
+_CHOICES = {
+    "MODEL.META_ARCHITECTURE": ("SOLOTrack",),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.SOLO.TYPE": ("solo", "decoupled"),
+    "MODEL.SOLO.NORM": ("GN", ""),
+    "MODEL.SOLO.NMS_KERNEL": ("gaussian", "linear"),
+    "MODEL.SOLO_TRACK.EMB.OUT_NORM": ("none", "l2", "layernorm"),
+    "MODEL.SOLO_TRACK.EMB.POOL_LEVELS": ("all", "per_level"),
+    "MODEL.SOLO_TRACK.EMB.LOSS": ("center_contra", "infonce"),
+    "MODEL.SOLO_TRACK.EMB.CENTER_REDUCTION": ("mean", "sum"),
+    "MODEL.SOLO_TRACK.EMB.CENTER_TYPE": ("l1", "smooth_l1"),
+    "MODEL.SOLO_TRACK.EMB.SIM": ("dot", "cosine"),
+    "MODEL.SOLO_TRACK.EMB.SCOPE": ("image", "batch", "gather"),
+    "MODEL.SOLO_TRACK.EMB.VIEWS": (1, 2),
+    "MODEL.SOLO_TRACK.ME.MODE": ("none", "paper", "offdiag", "minimize"),
+    "MODEL.SOLO_TRACK.EMB_READ": ("cell", "center_region", "cluster"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.MASK_FORMAT": ("bitmask",),
+    "DATASETS.VIDEO_CATEGORIES": ("all", "name20", "sem19"),
+    "DATASETS.VIDEO_SUBSET": ("any", "all"),
+    "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
+    "SOLVER.AMP.DTYPE": ("auto", "float16", "bfloat16"),
+    "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker"),
+    "TRACKER_HEADS.SIM": ("softmax_null", "softmax", "bisoftmax", "masa"),
+    "TRACKER_HEADS.METRIC": ("auto", "dot", "cosine"),
+    "TRACKER_HEADS.ASSIGN": ("greedy", "hungarian"),
+    "TRACKER_HEADS.LOSER": ("drop", "new"),
+    "TRACKER_HEADS.PROTO_UPDATE": ("last", "ema", "mean"),
+    "TRACKER_HEADS.CUES.IOU_TYPE": ("box", "mask"),
+    "TRACKER_HEADS.IOU.TYPE": ("mask", "box"),
+    "TRACKER_HEADS.TRACK_SCORE": ("mean", "max", "mean_topk"),
+    "TRACKER_HEADS.TRACK_CATEGORY": ("majority", "score_weighted"),
+}
+
+# Key -> (smallest, largest) value it may take, ends included.
+_INF = math.inf
+_EPS = 1e-12  # "greater than zero"
+_RANGES = {
+    "MODEL.SOLO.NUM_CLASSES": (1, _INF),
+    "MODEL.SOLO.SIGMA": (_EPS, 1),
+    "MODEL.SOLO.NUM_CONVS": (1, _INF),
+    "MODEL.SOLO.CHANNELS": (1, _INF),
+    "MODEL.SOLO.NUM_GROUPS": (1, _INF),
+    "MODEL.SOLO.PRIOR_PROB": (_EPS, 1 - _EPS),
+    "MODEL.SOLO.FOCAL_ALPHA": (0, 1),
+    "MODEL.SOLO.FOCAL_GAMMA": (0, _INF),
+    "MODEL.SOLO.CATE_LOSS_WEIGHT": (0, _INF),
+    "MODEL.SOLO.MASK_LOSS_WEIGHT": (0, _INF),
+    "MODEL.SOLO.SCORE_THRESH": (0, 1),
+    "MODEL.SOLO.MASK_THRESH": (0, 1),
+    "MODEL.SOLO.UPDATE_THRESH": (0, 1),
+    "MODEL.SOLO.NMS_PRE": (1, _INF),
+    "MODEL.SOLO.NMS_SIGMA": (_EPS, _INF),
+    "MODEL.SOLO.MAX_PER_IMAGE": (1, _INF),
+    "MODEL.SOLO_TRACK.EMB.DIM": (1, _INF),
+    "MODEL.SOLO_TRACK.EMB.NUM_CONVS": (1, _INF),
+    "MODEL.SOLO_TRACK.EMB.CHANNELS": (1, _INF),
+    "MODEL.SOLO_TRACK.EMB.LOSS_WEIGHT": (0, _INF),
+    "MODEL.SOLO_TRACK.EMB.CENTER_WEIGHT": (0, _INF),
+    "MODEL.SOLO_TRACK.EMB.LAMBDA": (0, _INF),
+    "MODEL.SOLO_TRACK.EMB.SCALE": (_EPS, _INF),
+    "MODEL.SOLO_TRACK.EMB.TEMPERATURE": (_EPS, _INF),
+    "MODEL.SOLO_TRACK.EMB.LOO_NULL": (0, _INF),
+    "MODEL.SOLO_TRACK.ME.WEIGHT": (0, _INF),
+    "MODEL.SOLO_TRACK.ME.START_ITER": (0, _INF),
+    "INPUT.MIN_SIZE_TEST": (0, _INF),
+    "INPUT.STRETCH.LOW": (0, 100),
+    "INPUT.STRETCH.HIGH": (0, 100),
+    "INPUT.STRETCH.GAMMA": (_EPS, _INF),
+    "INPUT.AUG.COLOR": (0, 1),
+    "INPUT.VIEWS.SHIFT": (0, 1),
+    "INPUT.VIEWS.ROTATION": (0, 180),
+    "INPUT.VIEWS.FLIP": (0, 1),
+    "INPUT.VIEWS.COLOR": (0, 1),
+    "INPUT.VIEWS.SCATTER": (0, 1),
+    "INPUT.VIEWS.MIN_VISIBLE": (0, 1),
+    "SOLVER.IMS_PER_BATCH": (1, _INF),
+    "SOLVER.BASE_LR": (0, _INF),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (_EPS, _INF),
+    "SOLVER.MAX_ITER": (1, _INF),
+    "SOLVER.WARMUP_FACTOR": (0, 1),
+    "SOLVER.WARMUP_ITERS": (0, _INF),
+    "SOLVER.CHECKPOINT_PERIOD": (1, _INF),
+    "DATALOADER.NUM_WORKERS": (0, _INF),
+    "TEST.EVAL_PERIOD": (0, _INF),
+    "TRACKER_HEADS.SCORE_THRESH": (0, 1),
+    "TRACKER_HEADS.MAX_PER_FRAME": (1, _INF),
+    "TRACKER_HEADS.PRE_NMS_THRESH": (0, 1),
+    "TRACKER_HEADS.SCALE": (0, _INF),
+    "TRACKER_HEADS.NEW_THRESH": (0, 1),
+    "TRACKER_HEADS.COS_MIN": (-1, 1),
+    "TRACKER_HEADS.PROTO_MOMENTUM": (0, 1),
+    "TRACKER_HEADS.RETAIN": (0, _INF),
+    "TRACKER_HEADS.INIT_SCORE": (0, 1),
+    "TRACKER_HEADS.DISTANCE.MAX": (0, _INF),
+    "TRACKER_HEADS.DISTANCE.RETAIN": (0, _INF),
+    "TRACKER_HEADS.IOU.MIN": (0, 1),
+    "TRACKER_HEADS.IOU.RETAIN": (0, _INF),
+    "TRACKER_HEADS.TRACK_SCORE_TOPK": (1, _INF),
+    "TRACKER_HEADS.CALIBRATION.IMAGES": (1, _INF),
+    "TRACKER_HEADS.CALIBRATION.DROP": (0.01, 0.99),
+    "TEST.FRAMES_PER_BATCH": (1, _INF),
+    "TEST.DECODE_WORKERS": (0, _INF),
+}
+
+
+def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    """``{"MODEL.SOLO.SIGMA": 0.2, ...}`` of a config's leaves."""
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _is_interval(value: object) -> bool:
+    """Whether it is [smallest, largest]."""
+    pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value)
+    return pair and value[0] <= value[1]
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check every value that can be checked before any work starts.
+
+    Raises:
+        ConfigError: with one sentence a fault, all faults at once.
+    """
+    faults = [*_value_faults(flatten(cfg)), *_model_faults(cfg), *_solver_faults(cfg)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _value_faults(flat: dict[str, object]) -> Iterator[str]:
+    """Values that are wrong whatever the others are."""
+    for key, allowed in _CHOICES.items():
+        if flat[key] not in allowed:
+            yield f"{key} is {flat[key]!r}; allowed: {', '.join(repr(a) for a in allowed)}."
+    for key, (low, high) in _RANGES.items():
+        value = flat[key]
+        if not isinstance(value, (int, float)) or not low <= value <= high:
+            bound = "greater than 0" if low == _EPS else f"at least {low}"
+            yield f"{key} is {value!r}; it must be a number {bound}{'' if high == _INF else f' and at most {high:g}'}."
+    for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "TRACKER_HEADS.NULL_LOGIT"):
+        if flat[key] is not None and not isinstance(flat[key], (int, float)):
+            yield f"{key} is {flat[key]!r}; it must be a number or None."
+    for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE"):
+        if not _is_interval(flat[key]) or not flat[key][0] > 0:
+            yield f"{key} is {flat[key]!r}; it must be two factors, 0 < smallest <= largest."
+    if not flat["INPUT.STRETCH.LOW"] < flat["INPUT.STRETCH.HIGH"]:
+        yield "INPUT.STRETCH.LOW must be below INPUT.STRETCH.HIGH."
+    for key in ("DATASETS.CUSTOM.IMAGES", "DATASETS.CUSTOM.VIDEOS"):
+        if not all(isinstance(entry, (list, tuple)) and [type(x) for x in entry] == [str] * 3 for entry in flat[key]):
+            yield f"{key} is {flat[key]!r}; each entry must be [name, json file, folder]."
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(flat[key]) != 3 or not all(isinstance(x, (int, float)) for x in flat[key]):
+            yield f"{key} is {flat[key]!r}; it must be three numbers, one a channel."
+    if not all(flat["MODEL.PIXEL_STD"]):
+        yield "MODEL.PIXEL_STD has a 0; channels are divided by it."
+
+
+def _model_faults(cfg: CfgNode) -> Iterator[str]:
+    """Values of the model that do not go together."""
+    solo, emb = cfg.MODEL.SOLO, cfg.MODEL.SOLO_TRACK.EMB
+    levels = len(solo.IN_FEATURES)
+    for key in ("STRIDES", "NUM_GRIDS", "SCALE_RANGES"):
+        if len(solo[key]) != levels:
+            yield f"MODEL.SOLO.{key} has {len(solo[key])} entries but MODEL.SOLO.IN_FEATURES names {levels} levels; give one for each."
+    if not all(map(_is_interval, solo.SCALE_RANGES)):
+        yield f"MODEL.SOLO.SCALE_RANGES is {solo.SCALE_RANGES}; each entry must be [smallest, largest] in pixels."
+    if not all(isinstance(size, int) and size >= 1 for size in solo.NUM_GRIDS):
+        yield f"MODEL.SOLO.NUM_GRIDS is {solo.NUM_GRIDS}; each entry must be a whole number, at least 1."
+    if not all(isinstance(stride, int) and stride >= 2 and stride % 2 == 0 for stride in solo.STRIDES):
+        yield f"MODEL.SOLO.STRIDES is {solo.STRIDES}; each entry must be an even number of pixels, for masks come at half of it."
+    for node, name in ((solo, "MODEL.SOLO"), (emb, "MODEL.SOLO_TRACK.EMB")):
+        if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
+            yield f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS})."
+    names = cfg.DATASETS.CLASS_NAMES
+    if len(names) not in (0, solo.NUM_CLASSES):
+        yield f"DATASETS.CLASS_NAMES has {len(names)} names; give MODEL.SOLO.NUM_CLASSES ({solo.NUM_CLASSES}), or none."
+    for key in ("CHANNELS", "BLOCKS"):
+        numbers = cfg.MODEL.SMALL_RESNET[key]
+        if len(numbers) != 4 or not all(isinstance(number, int) and number >= 1 for number in numbers):
+            yield f"MODEL.SMALL_RESNET.{key} is {numbers}; give four numbers of at least 1 each, for res2 to res5."
+    channels = cfg.MODEL.SMALL_RESNET.CHANNELS
+    if any(a == b for a, b in pairwise(channels)):
+        yield f"MODEL.SMALL_RESNET.CHANNELS is {channels}; neighbours must differ, for a block gets its shortcut from that."
+    if solo.FREEZE and not emb.ENABLED:
+        yield "MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train."
+    if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
+        yield (
+            "TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; "
+            "use DistanceTracker or IoUTracker with plain SOLO."
+        )
+
+
+def _solver_faults(cfg: CfgNode) -> Iterator[str]:
+    """A schedule that does not fit together."""
+    steps = cfg.SOLVER.STEPS
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR" and list(steps) != sorted(set(steps)):
+        yield f"SOLVER.STEPS is {steps}; iterations must ascend."
+
+
+def check_device(cfg: CfgNode) -> None:
+    """Check that MODEL.DEVICE is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which PyTorch does not know; use cpu, cuda or cuda:1.") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch sees {count or 'no'} GPU here; set MODEL.DEVICE to cpu.")
