@@ -86,6 +86,7 @@ def test_tools_import_the_package_and_no_other_tool() -> None:
 # Module without a test file of its own -> the test file that has its tests, among those of what it is a piece of.
 COVERED_BY = {
     "data/annotation_file.py": "data/test_coco.py",
+    "data/prefetch.py": "data/test_frames.py",
     "data/synthetic_motion.py": "data/test_synthetic.py",
     "data/synthetic_objects.py": "data/test_synthetic.py",
     "data/synthetic_scene.py": "data/test_synthetic.py",

@@ -1,26 +1,23 @@
 """Frames of a video, one at a time, from image files, a video file, a camera or memory.
 
-``open_frames`` gives one interface over all of them; ``prefetch`` decodes ahead in threads. No source ever holds the whole video.
+``open_frames`` gives one interface over all of them. No source ever holds the whole video.
 """
 
 from __future__ import annotations
 
 import glob
+import logging
 import math
 import os
-import queue
 import re
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import cv2
@@ -30,11 +27,11 @@ from PIL import Image, ImageOps
 
 from solotrack.errors import SoloTrackError
 
-__all__ = ["Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "prefetch", "read_frame_image"]
+__all__ = ["Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "read_frame_image"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
-T = TypeVar("T")
+_FEW_LEVELS = 32  # grey levels at 8 bits below which a 16-bit image deserves a warning
 _ReadJob = tuple[str, Callable[[], np.ndarray]]  # a frame's name and the call that decodes it
 
 
@@ -130,8 +127,18 @@ def read_frame_image(path: str | os.PathLike, image_format: str = "RGB") -> np.n
         ) from error
     if mode.startswith("F") or deep.min() < 0 or deep.max() > 65535:
         raise FrameError(f"The frame {path} has {mode} pixels that are not 8 or 16 bit grey levels; save it with 8 or 16 bits a channel.")
+    if 0 < deep.max() < _FEW_LEVELS * 257:
+        _warn_of_few_levels(os.path.dirname(path), int(deep.max()))
     grey = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+@cache  # once a folder
+def _warn_of_few_levels(folder: str, largest: int) -> None:
+    logging.getLogger(__name__).warning(
+        f"{folder or '.'} has 16-bit images that use little of their range (largest value {largest} of 65535), so that few grey levels are "
+        "left at 8 bits. Scale them to the full range when you save them."
+    )
 
 
 class ImageFiles(FrameSource):
@@ -318,78 +325,3 @@ def open_frames(
     raise FrameError(
         f"A {type(source).__name__} holds no frames; give a path, a list of image files or an iterable of (H, W, 3) uint8 arrays."
     )
-
-
-def prefetch(source: FrameSource, workers: int, depth: int, transform: Callable[[Frame], T] | None = None) -> Iterator[Frame | T]:
-    """Yield the frames of ``source`` in order, decoded ahead by threads.
-
-    Image files are decoded by ``workers`` threads at once; anything else by one thread, since a stream has to be decoded in order.
-    An error surfaces when its frame's turn comes. When the iterator is closed or dropped, its threads end.
-
-    Args:
-        source: where the frames come from.
-        workers: number of threads; 0 decodes in the caller's thread.
-        depth: largest number of frames that are ready or under way beyond the one handed out.
-        transform: applied to every frame, in the thread that decoded it; its result is yielded in place of the frame.
-    """
-    if workers > 0 and depth < 1:
-        raise ValueError(f"depth ({depth}) must be at least 1.")
-    finish = transform or _identity
-    if workers <= 0:
-        return (finish(frame) for frame in source)
-    if source.parallel:
-        return _prefetch_pool(source, workers, depth, finish)
-    return _prefetch_stream(source, depth, finish)
-
-
-def _identity(frame: Frame) -> Frame:
-    return frame
-
-
-def _prefetch_pool(source: FrameSource, workers: int, depth: int, finish: Callable[[Frame], T]) -> Iterator[T]:
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="solotrack-decode")
-    pending = deque()
-    try:
-        for job in source.jobs():
-            pending.append(pool.submit(lambda job=job: finish(job())))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prefetch_stream(source: FrameSource, depth: int, finish: Callable[[Frame], T]) -> Iterator[T]:
-    ready: queue.Queue = queue.Queue(max(depth - 1, 1))  # (kind, item or error); one more item is in the thread's hands
-    stop = threading.Event()
-
-    def decode() -> None:
-        try:
-            with closing(iter(source)) as frames:
-                for frame in frames:
-                    ready.put(("frame", finish(frame)))
-                    if stop.is_set():
-                        return
-        except BaseException as error:
-            ready.put(("error", error))  # raised again in the caller's thread
-        else:
-            ready.put(("end", None))
-
-    thread = threading.Thread(target=decode, name="solotrack-decode", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, item = ready.get()
-            if kind == "error":
-                raise item
-            if kind == "end":
-                return
-            yield item
-    finally:
-        stop.set()
-        while thread.is_alive():  # the thread may be waiting for room in the queue
-            try:
-                ready.get_nowait()
-            except queue.Empty:
-                thread.join(timeout=0.05)

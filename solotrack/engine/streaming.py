@@ -22,8 +22,9 @@ from torch import nn
 
 from ..data.catalog import class_to_dataset_id, dataset_metadata, model_class_names
 from ..data.categories import subset_category_ids
-from ..data.frames import Frame, FrameError, open_frames, prefetch
+from ..data.frames import Frame, FrameError, open_frames
 from ..data.intensity import Stretch
+from ..data.prefetch import prefetch
 from ..ops.rle import encode_masks
 from ..tracking.base import OnlineTracker, build_tracker
 from ..tracking.finalize import TrackRecorder

@@ -13,7 +13,8 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from solotrack.data.frames import Camera, FrameError, FrameSource, natural_key, open_frames, prefetch, read_frame_image
+from solotrack.data.frames import Camera, FrameError, FrameSource, natural_key, open_frames, read_frame_image
+from solotrack.data.prefetch import prefetch
 
 
 def random_image(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -148,6 +149,18 @@ def test_unusual_pixels(tmp_path):
     assert read_frame_image(tmp_path / "palette.png").shape == rgb.shape
     with pytest.raises(FrameError, match=r"float\.tiff.*8 or 16 bits"):
         read_frame_image(tmp_path / "float.tiff")
+
+
+def test_16_bit_images_of_few_grey_levels_are_warned_of_once_a_folder(tmp_path, caplog):
+    image = np.full((4, 5), 4095, np.uint16)
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), image)
+        assert (read_frame_image(tmp_path / name) == round(4095 / 257)).all()
+    assert [record.message.count("largest value 4095 of 65535") for record in caplog.records] == [1]
+    cv2.imwrite(str(tmp_path / "black.png"), 0 * image)
+    cv2.imwrite(str(tmp_path / "bright.png"), 10 * image)
+    read_frame_image(tmp_path / "black.png"), read_frame_image(tmp_path / "bright.png")
+    assert len(caplog.records) == 1
 
 
 def test_frames_of_different_size(tmp_path):
