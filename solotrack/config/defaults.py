@@ -94,6 +94,22 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     me.MODE = "paper"  # "none", "paper", "offdiag" or "minimize", M2.7, A3
     me.WEIGHT = 0.1  # M2.7; times EMB.LOSS_WEIGHT, as all terms of the embedding
     me.START_ITER = 1000  # M2.7
+    # ---- correspondence over unlabelled clips, M3
+    video = cfg.MODEL.SOLO_TRACK.VIDEO = CfgNode()
+    video.ENABLED = False  # a head of its own for the correspondence loss; images and tracking keep EMB's, P3.4
+    video.SHARE_HEAD = False  # True: the loss acts on EMB's head itself, M3.5
+    video.INIT_FROM_IMAGE = True  # weights without a video head: copy the image head's, M3.4
+    video.LOSS_WEIGHT = 1.0  # M3.5
+    video.WARMUP_ITERS = 500  # iterations over which the weight rises from 0, M3.5
+    video.NODES = "mask_nms"  # instances after all of SOLO's inference, or "point_nms": cells after point NMS, M3.2
+    video.NODE_SCORE = 0.2  # score a node needs, M3.2
+    video.MAX_NODES = 20  # a frame, M3.2
+    video.SIM = "cosine"  # or "dot", M3.3
+    video.TEMPERATURE = 0.07  # divisor of similarities, M3.3
+    video.UNMATCHED = "none"  # objects without partner: "none" (eq 8 as written), "start_small", "null" or "mutual", M3.4
+    video.NULL_SIM = 0.3  # similarity of the dust bin of "null"
+    video.PALINDROME = "full"  # there and back through the whole clip (eq 8), or "all" shorter ones too, M3.3
+    video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
     cfg.MODEL.SOLO_TRACK.EMB_READ = "cell"  # where inference reads an embedding: "cell", "center_region" or "cluster", M5.2, A10
 
     # ---- data
@@ -116,6 +132,13 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.COLOR = 0.4  # strength of the colour jitter
     views.SCATTER = 0.0  # probability that a view's instances are first moved to random places, each on its own
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
+    clips = cfg.INPUT.CLIPS = CfgNode()  # unlabelled clips, M3.5
+    clips.FRAMES = 2  # 2 to 4, P4.4
+    clips.MAX_GAP = 3  # frames of the list from one frame of a clip to the next, at most
+    clips.MIN_SIZE_TRAIN = [360, 480]  # short sides, one drawn a clip
+    clips.MAX_SIZE_TRAIN = 1333
+    clips.COLOR = 0.0  # strength of a colour jitter drawn for each frame
+    cfg.DATASETS.TRAIN_CLIPS = []  # sets of videos; their annotations are never read
     # Own data sets: name, json and folder of frames or images; see README "Data sets"
     custom = cfg.DATASETS.CUSTOM = CfgNode()
     custom.IMAGES = []  # [[name, json, image folder], ...] COCO
@@ -131,6 +154,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BASE_LR = 0.01  # for 16 images, M1.6
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4  # norms too, as SOLO
+    cfg.SOLVER.CLIPS_PER_BATCH = 0  # unlabelled clips a step, beside IMS_PER_BATCH labelled images
     cfg.SOLVER.MAX_ITER = 90000  # "1x", M1.6
     cfg.SOLVER.STEPS = (60000, 80000)  # M1.6
     cfg.SOLVER.WARMUP_ITERS = 500  # M1.6
