@@ -227,6 +227,14 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
     channels = cfg.MODEL.SMALL_RESNET.CHANNELS
     if any(a == b for a, b in pairwise(channels)):
         yield f"MODEL.SMALL_RESNET.CHANNELS is {channels}; neighbours must differ, for a block gets its shortcut from that."
+    if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED and not emb.ENABLED:
+        yield "MODEL.SOLO_TRACK.VIDEO.ENABLED needs MODEL.SOLO_TRACK.EMB.ENABLED: the video branch improves what the embedding head reads."
+    if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED and solo.FREEZE:
+        yield "MODEL.SOLO_TRACK.VIDEO.ENABLED and MODEL.SOLO.FREEZE exclude each other: the video branch acts on backbone and FPN."
+    if bool(cfg.SOLVER.CLIPS_PER_BATCH) != bool(cfg.DATASETS.TRAIN_CLIPS) or (
+        cfg.SOLVER.CLIPS_PER_BATCH and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED
+    ):
+        yield ("Learning from clips takes three keys: MODEL.SOLO_TRACK.VIDEO.ENABLED, SOLVER.CLIPS_PER_BATCH and DATASETS.TRAIN_CLIPS.")
     if solo.FREEZE and not emb.ENABLED:
         yield "MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train."
     if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
@@ -12,6 +15,7 @@ from torch.nn import functional as F
 
 from ...config import ConfigError
 from ...ops.similarity import NORM_EPS
+from ..correspondence.video_branch import VideoBranch
 from ..embedding.head import EmbeddingHead
 from ..embedding.instance_contrastive import InstanceContrastiveLoss
 from ..solo.head import SOLO_HEADS, SOLOHead
@@ -22,13 +26,26 @@ from ..solo.targets import GridTargets, assign_grid_targets
 __all__ = ["SOLOTrack"]
 
 
+@contextmanager
+def _running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers that are in training normalise by their running statistics, and leave these alone."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training]
+    try:
+        for layer in layers:
+            layer.eval()
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
 @META_ARCH_REGISTRY.register()
 class SOLOTrack(nn.Module):
     """Instance segmentation and a tracking embedding for every grid cell.
 
-    In training it takes Detectron2's ``list[dict]`` of labelled images and returns a dict of losses, one entry for each term that is
-    switched on. In evaluation it returns ``[{"instances": Instances}, ...]``: masks, boxes, scores and classes at the original image
-    size, ``cell_indices`` and, with an embedding head, ``embeddings`` (n, D).
+    In training it takes Detectron2's ``list[dict]``, of labelled images (with ``image``) and unlabelled clips (with ``frames``), and
+    returns a dict of losses, one entry for each term that is switched on. In evaluation it returns ``[{"instances": Instances}, ...]``:
+    masks, boxes, scores and classes at the original image size, ``cell_indices`` and, with an embedding head, ``embeddings`` (n, D).
     """
 
     @configurable
@@ -46,6 +63,7 @@ class SOLOTrack(nn.Module):
         mask_weight: float,
         embedding_head: EmbeddingHead | None,
         embedding_loss: InstanceContrastiveLoss | None,
+        video_branch: VideoBranch | None,
         embedding_read: str,
         pool_levels: str,
         views: int,
@@ -65,6 +83,7 @@ class SOLOTrack(nn.Module):
             category_weight, mask_weight: of the two losses.
             embedding_head: the tracking head, or None for plain SOLO.
             embedding_loss: its image losses, or None.
+            video_branch: learns from unlabelled clips, or None.
             embedding_read: cells a detection's embedding is the mean of, see ``embedding_cells``.
             pool_levels: "all" or "per_level", as the embedding was trained.
             views: 2 when every training image brings a ``second_view``.
@@ -84,6 +103,7 @@ class SOLOTrack(nn.Module):
         self.mask_weight = mask_weight
         self.embedding_head = embedding_head
         self.embedding_loss = embedding_loss
+        self.video_branch = video_branch
         self.embedding_read = embedding_read
         self.pool_levels = pool_levels
         self.views = views
@@ -118,6 +138,7 @@ class SOLOTrack(nn.Module):
             "mask_weight": solo.MASK_LOSS_WEIGHT,
             "embedding_head": EmbeddingHead(cfg, shapes) if emb.ENABLED else None,
             "embedding_loss": InstanceContrastiveLoss(cfg) if emb.ENABLED else None,
+            "video_branch": VideoBranch(cfg, shapes) if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED else None,
             "embedding_read": cfg.MODEL.SOLO_TRACK.EMB_READ,
             "pool_levels": emb.POOL_LEVELS,
             "views": emb.VIEWS if emb.ENABLED else 1,
@@ -142,10 +163,38 @@ class SOLOTrack(nn.Module):
         """See the class; an input has ``image`` (3, H, W) uint8 and, in training, ``instances`` (and ``second_view`` when views are 2)."""
         if not self.training:
             return self.predict(batched_inputs)
-        batch = batched_inputs + [x["second_view"] for x in batched_inputs] if self.views == 2 else batched_inputs
-        images = self.preprocess(batch)
-        instances = [x["instances"].to(self.device) for x in batch]
-        return self.losses(images, instances)
+        labelled = [x for x in batched_inputs if "image" in x]
+        clips = [x for x in batched_inputs if "frames" in x]
+        losses = {}
+        if labelled:
+            batch = labelled + [x["second_view"] for x in labelled] if self.views == 2 else labelled
+            losses |= self.losses(self.preprocess(batch), [x["instances"].to(self.device) for x in batch])
+        if clips:
+            losses["loss_cycle"] = self.video_branch.weight(get_event_storage().iter) * self.cycle_loss(clips)
+        return losses
+
+    def cycle_loss(self, clips: list[dict]) -> torch.Tensor:
+        """The correspondence loss of unlabelled clips, not weighted (paper eq 8); ``frames`` of a clip are (3, H, W) uint8.
+
+        BatchNorm layers read their running statistics here, as they do when videos are tracked.
+        """
+        images = self.preprocess([{"image": frame} for clip in clips for frame in clip["frames"]])
+        with _running_statistics(self.backbone):
+            features = self.features(images)
+        padded_size = tuple(images.tensor.shape[-2:])
+        return self.video_branch.loss(features, len(clips[0]["frames"]), padded_size, self.head, self.inference, self.embedding_head)
+
+    def initialise_missing(self, names: Collection[str]) -> set[str]:
+        """Give parameters that a checkpoint does not have the values of others that it has, and tell which.
+
+        The video branch of weights that were trained on images alone starts as a copy of the image head (METHOD 3.4).
+        """
+        branch = self.video_branch
+        own = set() if branch is None or branch.head is None else {f"video_branch.head.{key}" for key in branch.head.state_dict()}
+        if not own or not branch.init_from_image or not own <= set(names):
+            return set()
+        branch.head.load_state_dict(self.embedding_head.state_dict())
+        return own
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise and pad to the largest image of the batch, a multiple of the backbone's divisibility; padding is the mean colour."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -177,6 +177,35 @@ class SOLOInference:
             (tight), ``scores``, ``pred_classes`` and ``cell_indices`` (n,) int64, the cell over all levels that made the instance; with
             clusters ``cluster_cells`` (n, k) int64, that cell and those of the candidates it suppressed, filled up with -1.
         """
+        results = []
+        for image, (kept, soft, clusters) in enumerate(self.select(head, features, category_scores, padded_size, with_clusters)):
+            pred_masks = resize_masks(soft, padded_size, image_sizes[image], output_sizes[image], self.mask_thresh)
+            instances = Instances(output_sizes[image])
+            instances.pred_masks = pred_masks
+            instances.pred_boxes = Boxes(masks_to_boxes(pred_masks))
+            instances.scores = kept.scores
+            instances.pred_classes = kept.classes
+            instances.cell_indices = kept.cells
+            if with_clusters:
+                instances.cluster_cells = clusters
+            visible = instances.pred_boxes.nonempty()
+            results.append(instances if visible.all() else instances[visible])
+        return results
+
+    @torch.no_grad()
+    def select(
+        self,
+        head: SOLOHead,
+        features: Sequence[torch.Tensor],
+        category_scores: torch.Tensor,
+        padded_size: tuple[int, int],
+        with_clusters: bool = False,
+    ) -> Iterator[tuple[Candidates, torch.Tensor, torch.Tensor | None]]:
+        """What is kept of each image, by descending score, before masks are brought to the image's size; arguments as for a call.
+
+        Yields:
+            candidates (n), their soft masks (n, h, w) at the output size of level 0 and, with clusters, ``cluster_cells`` (n, k).
+        """
         num_images, num_cells = category_scores.shape[:2]
         found = find_candidates(category_scores.float(), head.num_grids, self.score_thresh, limit=2 * self.nms_pre)
         # A cell that fires for several classes has one mask.
@@ -189,7 +218,6 @@ class SOLOInference:
         levels = [level for level in range(len(head.num_grids)) if any(b[level] < b[level + 1] for b in key_bounds)]
         mask_features = dict(zip(levels, head.mask_features(features, levels), strict=True))
         mask_size = (2 * padded_size[0] // head.strides[0], 2 * padded_size[1] // head.strides[0])
-        results = []
         for image in range(num_images):
             cells = {
                 level: keys[first:last] - (image * num_cells + head.level_offsets[level])
@@ -201,18 +229,7 @@ class SOLOInference:
             )
             candidates = slice(*bounds[image])
             kept, rows, clusters = self._select(found[candidates], mask_index[candidates] - key_bounds[image][0], masks, with_clusters)
-            pred_masks = resize_masks(masks.soft[rows], padded_size, image_sizes[image], output_sizes[image], self.mask_thresh)
-            instances = Instances(output_sizes[image])
-            instances.pred_masks = pred_masks
-            instances.pred_boxes = Boxes(masks_to_boxes(pred_masks))
-            instances.scores = kept.scores
-            instances.pred_classes = kept.classes
-            instances.cell_indices = kept.cells
-            if with_clusters:
-                instances.cluster_cells = clusters
-            visible = instances.pred_boxes.nonempty()
-            results.append(instances if visible.all() else instances[visible])
-        return results
+            yield kept, masks.soft[rows], clusters
 
     def _cell_masks(
         self,

@@ -1,0 +1,138 @@
+"""The video branch: a tracking embedding of its own, learned from unlabelled clips (paper §3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from ..embedding.head import EmbeddingHead
+from ..solo.head import SOLOHead
+from ..solo.inference import SOLOInference
+from .cycle import cycle_loss
+from .nodes import instance_nodes, point_nodes
+
+__all__ = ["VideoBranch"]
+
+
+class VideoBranch(nn.Module):
+    """An embedding head and the cycle loss over its embeddings of the instances of a clip.
+
+    The gradient reaches the features (backbone and FPN), which the image head shares; tracking reads the image head (paper §4.3).
+
+    Attributes:
+        head: the branch's own embedding head; None: the image head is used.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        head: EmbeddingHead | None,
+        init_from_image: bool = True,
+        loss_weight: float = 1.0,
+        warmup_iters: int = 500,
+        nodes: str = "mask_nms",
+        node_score: float = 0.2,
+        max_nodes: int = 20,
+        metric: str = "cosine",
+        temperature: float = 0.07,
+        unmatched: str = "none",
+        null_sim: float = 0.3,
+        palindrome: str = "full",
+        edge_dropout: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            head: see the class.
+            init_from_image: weights that come without this branch start it from the image head.
+            loss_weight, warmup_iters: the weight rises linearly from 0 over this many iterations.
+            nodes: "mask_nms" or "point_nms", see :mod:`.nodes`.
+            node_score, max_nodes: score a node needs, and the most nodes of a frame.
+            metric, temperature, unmatched, null_sim, palindrome, edge_dropout: see :func:`cycle_loss`; edges are dropped in training alone.
+        """
+        super().__init__()
+        self.head = head
+        self.init_from_image = init_from_image
+        self.loss_weight = loss_weight
+        self.warmup_iters = warmup_iters
+        self.nodes = nodes
+        self.node_score = node_score
+        self.max_nodes = max_nodes
+        self.metric = metric
+        self.temperature = temperature
+        self.unmatched = unmatched
+        self.null_sim = null_sim
+        self.palindrome = palindrome
+        self.edge_dropout = edge_dropout
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        video = cfg.MODEL.SOLO_TRACK.VIDEO
+        return {
+            "head": None if video.SHARE_HEAD else EmbeddingHead(cfg, input_shape),
+            "init_from_image": video.INIT_FROM_IMAGE,
+            "loss_weight": video.LOSS_WEIGHT,
+            "warmup_iters": video.WARMUP_ITERS,
+            "nodes": video.NODES,
+            "node_score": video.NODE_SCORE,
+            "max_nodes": video.MAX_NODES,
+            "metric": video.SIM,
+            "temperature": video.TEMPERATURE,
+            "unmatched": video.UNMATCHED,
+            "null_sim": video.NULL_SIM,
+            "palindrome": video.PALINDROME,
+            "edge_dropout": video.EDGE_DROPOUT,
+        }
+
+    def loss(
+        self,
+        features: Sequence[torch.Tensor],
+        frames: int,
+        padded_size: tuple[int, int],
+        detector: SOLOHead,
+        inference: SOLOInference,
+        image_head: EmbeddingHead,
+    ) -> torch.Tensor:
+        """The cycle loss of a batch of clips, not yet weighted.
+
+        Args:
+            features: of the clips' frames, one clip after the other: (B * frames, Cin, h, w) a level.
+            frames: in a clip.
+            padded_size: (Hp, Wp) of the batch.
+            detector, inference: find the nodes, without gradient.
+            image_head: takes the place of a head of its own.
+
+        Returns:
+            Scalar float32.
+        """
+        cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
+        embeddings = (image_head if self.head is None else self.head)(features)  # (B * frames, R, D)
+        nodes = embeddings.gather(1, cells[..., None].expand(-1, -1, embeddings.shape[2]))  # (B * frames, max_nodes, D)
+        return cycle_loss(
+            nodes.unflatten(0, (-1, frames)),
+            valid.unflatten(0, (-1, frames)),
+            metric=self.metric,
+            temperature=self.temperature,
+            unmatched=self.unmatched,
+            null_sim=self.null_sim,
+            palindrome=self.palindrome,
+            edge_dropout=self.edge_dropout if self.training else 0.0,
+        )
+
+    @torch.no_grad()
+    def find_nodes(
+        self, features: Sequence[torch.Tensor], padded_size: tuple[int, int], detector: SOLOHead, inference: SOLOInference
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cells (N, max_nodes) int64 that stand for each frame's instances, and which of them there are (N, max_nodes) bool."""
+        scores = detector.category_logits(features).float().sigmoid()
+        if self.nodes == "point_nms":
+            return point_nodes(scores, detector.num_grids, self.node_score, self.max_nodes)
+        return instance_nodes(inference, detector, features, scores, padded_size, self.node_score, self.max_nodes)
+
+    def weight(self, iteration: int) -> float:
+        """Of the loss at an iteration of training, counted from 0."""
+        return self.loss_weight * min(1.0, (iteration + 1) / max(self.warmup_iters, 1))

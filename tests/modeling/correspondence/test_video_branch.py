@@ -1,0 +1,100 @@
+"""The video branch inside the model: what learns from a clip, and where a missing head comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from solotrack.config import ConfigError, load_config
+from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
+from tests import tiny
+
+VIDEO = {
+    **tiny.detect_everything(),
+    "MODEL.SOLO_TRACK.VIDEO.ENABLED": True,
+    "MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 0.0,
+    "MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 6,
+    "MODEL.SOLO_TRACK.VIDEO.WARMUP_ITERS": 10,
+    "SOLVER.CLIPS_PER_BATCH": 2,
+    "DATASETS.TRAIN_CLIPS": ["tiny_test"],
+}
+
+
+def clips(count: int, frames: int = 2) -> list[dict]:
+    rng = torch.Generator().manual_seed(count)
+    return [{"frames": [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=rng) for _ in range(frames)]} for _ in range(count)]
+
+
+def build(changes: dict | None = None) -> torch.nn.Module:
+    return tiny.model(tiny.config(VIDEO | (changes or {})), spread=0.3)
+
+
+@pytest.mark.parametrize("nodes", ["mask_nms", "point_nms"])
+@pytest.mark.parametrize("frames", [2, 3])
+def test_the_gradient_reaches_backbone_and_video_head_alone(nodes: str, frames: int) -> None:
+    model = build({"MODEL.SOLO_TRACK.VIDEO.NODES": nodes, "INPUT.CLIPS.FRAMES": frames}).train()
+    loss = model.cycle_loss(clips(2, frames))
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"backbone", "video_branch"}
+    assert model.video_branch.head.outputs[0].weight.grad.any()
+
+
+def test_a_shared_head_learns_from_clips() -> None:
+    model = build({"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": True}).train()
+    model.cycle_loss(clips(2)).backward()
+    assert model.embedding_head.outputs[0].weight.grad.any() and not list(model.video_branch.parameters())
+
+
+def test_clips_leave_batch_norm_statistics_alone_and_read_them() -> None:
+    model = build().train()
+    before = {name: value.clone() for name, value in model.backbone.named_buffers()}
+    alone = model.cycle_loss(clips(2)[:1])
+    model.cycle_loss(clips(2))
+    assert all(torch.equal(before[name], value) for name, value in model.backbone.named_buffers())
+    assert all(m.training for m in model.modules())
+    both = model.cycle_loss([*clips(2)[:1], *clips(2)[:1]])
+    torch.testing.assert_close(alone, both, msg="a clip's loss does not depend on the batch's other clips")
+
+
+def test_images_and_clips_in_one_batch() -> None:
+    model = build().train()
+    with EventStorage(4):
+        mixed = model([*clips(2)])
+        assert mixed.keys() == {"loss_cycle"}
+        assert mixed["loss_cycle"].item() == pytest.approx(0.5 * model.cycle_loss(clips(2)).item()), "5 of 10 iterations of warm-up"
+    assert [model.video_branch.weight(i) for i in (0, 9, 1000)] == [pytest.approx(0.1), 1.0, 1.0]
+
+
+def test_weights_of_images_alone_start_the_video_head(tmp_path: Path) -> None:
+    images = tiny.model(tiny.config(), spread=0.3)
+    AtomicCheckpointer(images, str(tmp_path)).save("images")
+    model = build()
+    AtomicCheckpointer(model).load_for_inference(str(tmp_path / "images.pth"))
+    image_head, video_head = model.embedding_head.state_dict(), model.video_branch.head.state_dict()
+    assert all(torch.equal(value, video_head[key]) for key, value in image_head.items() if "null" not in key)
+    torch.nn.init.ones_(model.video_branch.head.outputs[0].bias)
+    AtomicCheckpointer(model, str(tmp_path)).save("videos")
+    again = build()
+    AtomicCheckpointer(again).load_for_inference(str(tmp_path / "videos.pth"))
+    assert (again.video_branch.head.outputs[0].bias == 1).all(), "a video head of its own is kept"
+    with pytest.raises(CheckpointError, match="does not fit"):
+        AtomicCheckpointer(build({"MODEL.SOLO_TRACK.VIDEO.INIT_FROM_IMAGE": False})).load_for_inference(str(tmp_path / "images.pth"))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "MODEL.SOLO.FREEZE", "True"], "exclude each other"),
+        (["SOLVER.CLIPS_PER_BATCH", "2"], "takes three keys"),
+        (["SOLVER.CLIPS_PER_BATCH", "2", "DATASETS.TRAIN_CLIPS", "['a']"], "takes three keys"),
+        (["MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "DATASETS.TRAIN_CLIPS", "['a']"], "takes three keys"),
+    ],
+)
+def test_keys_that_need_one_another(words: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load_config("", words)
