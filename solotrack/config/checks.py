@@ -102,6 +102,7 @@ _RANGES = {
     "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": (-_INF, _INF),
     "MODEL.SOLO_TRACK.VIDEO.EDGE_DROPOUT": (0, 1),
     "INPUT.CLIPS.MAX_GAP": (1, _INF),
+    "INPUT.CLIPS.MAX_SIZE_TRAIN": (1, _INF),
     "INPUT.CLIPS.COLOR": (0, 1),
     "SOLVER.CLIPS_PER_BATCH": (0, _INF),
     "INPUT.MIN_SIZE_TEST": (0, _INF),
@@ -145,6 +146,14 @@ _RANGES = {
 }
 
 
+# Key of own data sets -> the texts that each of its entries consists of.
+_ENTRIES = {
+    "DATASETS.CUSTOM.IMAGES": ("name", "json file", "folder"),
+    "DATASETS.CUSTOM.VIDEOS": ("name", "json file", "folder"),
+    "DATASETS.CUSTOM.CLIPS": ("name", "video file or folder or pattern"),
+}
+
+
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
     """``{"MODEL.SOLO.SIGMA": 0.2, ...}`` of a config's leaves."""
     flat = {}
@@ -168,7 +177,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: with one sentence a fault, all faults at once.
     """
-    faults = [*_value_faults(flatten(cfg)), *_model_faults(cfg), *_solver_faults(cfg)]
+    faults = [*_value_faults(flatten(cfg)), *_model_faults(cfg), *_clip_faults(cfg), *_solver_faults(cfg)]
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -191,9 +200,12 @@ def _value_faults(flat: dict[str, object]) -> Iterator[str]:
             yield f"{key} is {flat[key]!r}; it must be two factors, 0 < smallest <= largest."
     if not flat["INPUT.STRETCH.LOW"] < flat["INPUT.STRETCH.HIGH"]:
         yield "INPUT.STRETCH.LOW must be below INPUT.STRETCH.HIGH."
-    for key in ("DATASETS.CUSTOM.IMAGES", "DATASETS.CUSTOM.VIDEOS"):
-        if not all(isinstance(entry, (list, tuple)) and [type(x) for x in entry] == [str] * 3 for entry in flat[key]):
-            yield f"{key} is {flat[key]!r}; each entry must be [name, json file, folder]."
+    for key, words in _ENTRIES.items():
+        if not all(isinstance(entry, (list, tuple)) and [type(x) for x in entry] == [str] * len(words) for entry in flat[key]):
+            yield f"{key} is {flat[key]!r}; each entry must be [{', '.join(words)}]."
+    sizes = flat["INPUT.CLIPS.MIN_SIZE_TRAIN"]
+    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        yield f"INPUT.CLIPS.MIN_SIZE_TRAIN is {sizes!r}; give short sides in pixels, whole numbers of at least 1."
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(flat[key]) != 3 or not all(isinstance(x, (int, float)) for x in flat[key]):
             yield f"{key} is {flat[key]!r}; it must be three numbers, one a channel."
@@ -242,6 +254,19 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
             "TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; "
             "use DistanceTracker or IoUTracker with plain SOLO."
         )
+
+
+def _clip_faults(cfg: CfgNode) -> Iterator[str]:
+    """Sets of clips that do not fit their use."""
+    data = cfg.DATASETS
+    if cfg.SOLVER.CLIPS_PER_BATCH > 0 and not data.TRAIN_CLIPS:
+        yield "SOLVER.CLIPS_PER_BATCH needs DATASETS.TRAIN_CLIPS; name a set of videos there."
+    names = [entry[0] for entry in data.CUSTOM.CLIPS if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)]
+    if len(set(names)) < len(names):
+        yield f"DATASETS.CUSTOM.CLIPS has a name more than once ({', '.join(names)}); give each set its own."
+    for key in ("TRAIN", "TEST"):
+        for name in set(names).intersection(data[key]):
+            yield f"DATASETS.{key} has {name!r} of DATASETS.CUSTOM.CLIPS, which has no json; only DATASETS.TRAIN_CLIPS takes it."
 
 
 def _solver_faults(cfg: CfgNode) -> Iterator[str]:

@@ -135,7 +135,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
     clips = cfg.INPUT.CLIPS = CfgNode()  # unlabelled clips, M3.5
     clips.FRAMES = 2  # 2 to 4, P4.4
-    clips.MAX_GAP = 3  # frames of the list from one frame of a clip to the next, at most
+    clips.MAX_GAP = 3  # frames of the list or file from one frame of a clip to the next, at most; more for files of full frame rate
     clips.MIN_SIZE_TRAIN = [360, 480]  # short sides, one drawn a clip
     clips.MAX_SIZE_TRAIN = 1333
     clips.COLOR = 0.0  # strength of a colour jitter drawn for each frame
@@ -144,6 +144,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     custom = cfg.DATASETS.CUSTOM = CfgNode()
     custom.IMAGES = []  # [[name, json, image folder], ...] COCO
     custom.VIDEOS = []  # [[name, json, frame folder], ...] YouTube-VIS
+    custom.CLIPS = []  # [[name, video file, folder of videos or pattern], ...] without json, for TRAIN_CLIPS
     cfg.DATASETS.CLASS_NAMES = []  # of the model; training fills them in, so that config.yaml beside a checkpoint needs no training data
     cfg.DATASETS.VIDEO_CATEGORIES = "all"  # categories and videos scored: "all", "name20" or "sem19", M8.2, A2
     cfg.DATASETS.VIDEO_SUBSET = "any"  # with a category subset: videos with "any" of its objects, or "all" videos, M8.2

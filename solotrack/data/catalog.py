@@ -195,7 +195,7 @@ def _check_name(name: str) -> None:
         raise DatasetError(
             f"There is no data set {name!r}."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
-            + " Data of your own are named in DATASETS.CUSTOM.IMAGES and DATASETS.CUSTOM.VIDEOS."
+            + " Data of your own are named in DATASETS.CUSTOM: IMAGES, VIDEOS and, for DATASETS.TRAIN_CLIPS, CLIPS."
         )
 
 

@@ -7,98 +7,26 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
 import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageOps
 
-from solotrack.errors import SoloTrackError
+from .frame_source import Frame, FrameError, FrameSource, ReadJob
+from .video_file import VideoFile
 
-__all__ = ["Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "read_frame_image"]
+__all__ = ["IMAGE_SUFFIXES", "Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "read_frame_image"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 _FEW_LEVELS = 32  # grey levels at 8 bits below which a 16-bit image deserves a warning
-_ReadJob = tuple[str, Callable[[], np.ndarray]]  # a frame's name and the call that decodes it
-
-
-class FrameError(SoloTrackError, RuntimeError):
-    """A frame or video that cannot be read; the message names the file and the remedy."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame.
-
-    Attributes:
-        index: position among the frames that the source yields, from 0.
-        image: (H, W, 3) uint8 in the source's ``image_format``; may be read-only.
-        name: the file's path, or ``clip.mp4#12`` (12 counts every frame of the file).
-    """
-
-    index: int
-    image: np.ndarray
-    name: str
-
-
-class FrameSource(ABC):
-    """A video that can be iterated over: ``for frame in source``.
-
-    Attributes:
-        image_format: "RGB" or "BGR", the channel order of the frames.
-        length: number of frames it yields, None where that is not known beforehand. A video file's header may be wrong: use it for
-            progress only.
-        fps: frames a second that it yields, None where there is no such thing (image files, arrays).
-        parallel: whether the frames can be decoded independently of one another.
-    """
-
-    parallel = False
-
-    def __init__(self, image_format: str, every: int, max_frames: int | None, length: int | None, fps: float | None) -> None:
-        if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"image_format is {image_format!r}; allowed: 'RGB', 'BGR'.")
-        if every < 1 or (max_frames is not None and max_frames < 1):
-            raise ValueError(f"every ({every}) and max_frames ({max_frames}) must be at least 1.")
-        self.image_format = image_format
-        self.fps = fps / every if fps else None
-        self._every = every
-        self._stop = None if max_frames is None else (max_frames - 1) * every + 1
-        if length is not None:
-            length = math.ceil(length / every)
-            length = length if max_frames is None else min(length, max_frames)
-        self.length = length
-
-    @abstractmethod
-    def _read_jobs(self) -> Iterator[_ReadJob]:
-        """Every frame of the video, not yet decoded as far as that can be put off."""
-
-    def jobs(self) -> Iterator[Callable[[], Frame]]:
-        """The wanted frames in order, each as a call that returns it."""
-        with closing(self._read_jobs()) as read_jobs:
-            for index, (name, read) in enumerate(islice(read_jobs, 0, self._stop, self._every)):
-                yield partial(_load, index, name, read)
-
-    def __iter__(self) -> Iterator[Frame]:
-        with closing(self.jobs()) as jobs:
-            for job in jobs:
-                yield job()
-
-
-def _load(index: int, name: str, read: Callable[[], np.ndarray]) -> Frame:
-    return Frame(index, read(), name)
 
 
 def _reorder(image: np.ndarray, have: str, want: str) -> np.ndarray:
@@ -152,53 +80,18 @@ class ImageFiles(FrameSource):
         super().__init__(image_format, every, max_frames, length=len(paths), fps=None)
         self._paths = [os.fspath(p) for p in paths]
 
-    def _read_jobs(self) -> Iterator[_ReadJob]:
+    def _read_jobs(self) -> Iterator[ReadJob]:
         for path in self._paths:
-            yield path, partial(read_frame_image, path, self.image_format)
+            yield self._job(path)
 
+    def _read_jobs_at(self, numbers: Sequence[int]) -> list[ReadJob]:
+        return [self._job(self._paths[number]) for number in numbers]
 
-class VideoFile(FrameSource):
-    """A video file, decoded as a stream with PyAV and turned upright by its display matrix."""
+    def _job(self, path: str) -> ReadJob:
+        return path, partial(read_frame_image, path, self.image_format)
 
-    def __init__(self, path: str | os.PathLike, image_format: str, every: int = 1, max_frames: int | None = None) -> None:
-        self._path = os.fspath(path)
-        with self._open() as container:
-            stream = container.streams.video[0]
-            length, fps = stream.frames or None, stream.average_rate
-        super().__init__(image_format, every, max_frames, length, float(fps) if fps else None)
-
-    def _open(self) -> av.container.InputContainer:
-        try:
-            container = av.open(self._path)
-        except (av.FFmpegError, ValueError) as error:
-            raise FrameError(
-                f"The video {self._path} cannot be opened ({error}): not a video file, or cut short; re-encode it with ffmpeg."
-            ) from error
-        if not container.streams.video:
-            container.close()
-            raise FrameError(f"The file {self._path} has no picture in it (sound only, or cut short); give a video or a folder of images.")
-        return container
-
-    def _read_jobs(self) -> Iterator[_ReadJob]:
-        count = 0
-        with self._open() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            try:
-                for picture in container.decode(stream):
-                    yield f"{self._path}#{count}", partial(self._convert, picture)
-                    count += 1
-            except av.FFmpegError as error:
-                raise FrameError(
-                    f"The video {self._path} cannot be decoded around frame {count} ({error}): it is corrupt there; re-encode it."
-                ) from error
-        if count == 0:
-            raise FrameError(f"The video {self._path} holds no frame: it is cut short or empty; copy or record it again.")
-
-    def _convert(self, picture: av.VideoFrame) -> np.ndarray:
-        image = picture.to_ndarray(format=f"{self.image_format.lower()}24")
-        quarter_turns = round(picture.rotation / 90) % 4  # counter-clockwise
-        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+    def _total(self, limit: int | None = None) -> int:
+        return len(self._paths)
 
 
 class Camera(FrameSource):
@@ -220,7 +113,7 @@ class Camera(FrameSource):
             )
         return capture
 
-    def _read_jobs(self) -> Iterator[_ReadJob]:
+    def _read_jobs(self) -> Iterator[ReadJob]:
         capture = self._open()
         try:
             number = 0
@@ -243,9 +136,20 @@ class ArrayFrames(FrameSource):
             raise FrameError("The list of frames is empty; give at least one (H, W, 3) uint8 array.")
         self._arrays = arrays
 
-    def _read_jobs(self) -> Iterator[_ReadJob]:
+    def _read_jobs(self) -> Iterator[ReadJob]:
         for number, array in enumerate(self._arrays):
-            yield f"array#{number}", partial(self._check, array, number)
+            yield self._job(array, number)
+
+    def _read_jobs_at(self, numbers: Sequence[int]) -> list[ReadJob]:
+        return [self._job(self._arrays[number], number) for number in numbers]
+
+    def _job(self, array: np.ndarray, number: int) -> ReadJob:
+        return f"array#{number}", partial(self._check, array, number)
+
+    def _total(self, limit: int | None = None) -> int:
+        if hasattr(self._arrays, "__len__") and hasattr(self._arrays, "__getitem__"):
+            return len(self._arrays)
+        return super()._total(limit)
 
     def _check(self, array: np.ndarray, number: int) -> np.ndarray:
         if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:

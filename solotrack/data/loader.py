@@ -26,9 +26,20 @@ from solotrack.config import ConfigError
 
 from .annotation_file import DatasetError
 from .catalog import check_num_classes, dataset_metadata, load_dataset
+from .clip_mapper import ClipMapper
+from .clip_sets import load_clip_videos
 from .mappers import ImageMapper
 
-__all__ = ["SeededDataset", "TrainBatchSampler", "build_train_loader", "build_video_loader", "training_records", "training_samples"]
+__all__ = [
+    "MixedBatchSampler",
+    "MixedDataset",
+    "SeededDataset",
+    "TrainBatchSampler",
+    "build_train_loader",
+    "build_video_loader",
+    "training_records",
+    "training_samples",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +48,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of (image index, position); the position numbers the samples of the whole run and seeds their augmentation.
 
     Every epoch shuffles the images by (seed, epoch) and deals them out to one stream a group. A batch is cut from a stream once it has
-    enough images, so a batch is of one group; what is left over waits for the next epoch, and no image is skipped.
+    enough images, so a batch is of one group; what is left over waits for the next epoch, and no image is skipped. Videos, from which
+    clips are drawn, are dealt out like images.
     """
 
     def __init__(self, groups: Sequence[int], batch_size: int, seed: int, start_iter: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -105,13 +117,24 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
             epoch += 1
 
 
+class MixedBatchSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of several samplers side by side: (number of the sampler, index, position), in the samplers' order."""
+
+    def __init__(self, samplers: Sequence[TrainBatchSampler]) -> None:
+        self.samplers = samplers
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for batches in zip(*self.samplers, strict=True):
+            yield [(part, *key) for part, batch in enumerate(batches) for key in batch]
+
+
 class SeededDataset(Dataset):
-    """Maps the records of images; the random numbers of a sample are decided by (seed, position) alone."""
+    """Maps the records of images or videos; the random numbers of a sample are decided by (seed, position) alone."""
 
     def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int) -> None:
         """
         Args:
-            records: Detectron2's standard dicts.
+            records: Detectron2's standard dicts, or those of videos.
             mapper: record -> sample; may draw from the global states of random, NumPy and torch (CPU).
             seed: at least 0.
         """
@@ -123,10 +146,22 @@ class SeededDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The sample of (image index, position)."""
+        """The sample of (record index, position)."""
         index, position = key
         with _seeded(self.seed, position):
             return self.mapper(self.records[index])
+
+
+class MixedDataset(Dataset):
+    """Several data sets behind one kind of key, so that all of them share a loader's workers."""
+
+    def __init__(self, parts: Sequence[SeededDataset]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Any:
+        """The sample of (number of the data set, record index, position)."""
+        part, index, position = key
+        return self.parts[part][index, position]
 
 
 def training_records(cfg: CfgNode, count: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
@@ -162,26 +197,29 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None, start_iter: int = 0) -> DataLoader:
-    """Endless loader of lists of mapped images of ``DATASETS.TRAIN``, IMS_PER_BATCH / number of processes a batch.
+    """Endless loader of batches: a list of IMS_PER_BATCH mapped images of ``DATASETS.TRAIN``, then CLIPS_PER_BATCH clips of the videos of
+    ``DATASETS.TRAIN_CLIPS``, both divided by the number of processes. Whether there are clips has no influence on the images.
 
     Args:
         cfg: config.
-        mapper: record -> sample; ImageMapper by default.
+        mapper: record of an image -> sample; ImageMapper by default.
         start_iter: number of the first batch; the batches from there are those that an uninterrupted run gets (given SEED >= 0).
 
     Raises:
-        ConfigError: no training set, another SAMPLER_TRAIN than TrainingSampler, NUM_CLASSES or the batch size do not fit.
+        ConfigError: no training set, another SAMPLER_TRAIN than TrainingSampler, NUM_CLASSES or a batch size does not fit, clips from
+            something else than videos, or no video is long enough.
         FileNotFoundError, DatasetError: a data set cannot be read, or no image has an instance.
+        FrameError: a video file that cannot be opened.
     """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty; name at least one data set.")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; the only one here is 'TrainingSampler'.")
     world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number of processes ({world_size})."
-        )
+    images, clips = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.CLIPS_PER_BATCH
+    for key, number in (("IMS_PER_BATCH", images), ("CLIPS_PER_BATCH", clips)):
+        if number % world_size:
+            raise ConfigError(f"SOLVER.{key} ({number}) must be a multiple of the number of processes ({world_size}).")
     check_num_classes(cfg)
     records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -193,8 +231,16 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
             )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     groups = [int(cfg.DATALOADER.ASPECT_RATIO_GROUPING and record["width"] > record["height"]) for record in records]
-    sampler = TrainBatchSampler(groups, cfg.SOLVER.IMS_PER_BATCH, seed, start_iter, comm.get_rank(), world_size)
+    sampler = TrainBatchSampler(groups, images, seed, start_iter, comm.get_rank(), world_size)
     dataset = SeededDataset(records, mapper or ImageMapper(cfg, is_train=True), seed)
+    if clips:
+        videos = load_clip_videos(cfg)
+        other_seed = int(
+            np.random.SeedSequence([seed, 1]).generate_state(1)[0]
+        )  # else image and clip of one position would be flipped alike
+        clip_sampler = TrainBatchSampler([0] * len(videos), clips, other_seed, start_iter, comm.get_rank(), world_size)
+        sampler = MixedBatchSampler([sampler, clip_sampler])
+        dataset = MixedDataset([dataset, SeededDataset(videos, ClipMapper(cfg), other_seed)])
     logger.info(f"Training on {len(records)} images, from batch {start_iter}, seed {seed}")
     workers = cfg.DATALOADER.NUM_WORKERS
     return DataLoader(

@@ -109,10 +109,10 @@ class TrainingStep(SimpleTrainer):
 
     @staticmethod
     def _non_finite(what: str, batch: list[dict]) -> NonFiniteLossError:
-        files = "\n  ".join(x["file_name"] for x in batch)
+        files = "\n  ".join(name for x in batch for name in x.get("file_names") or [x["file_name"]])  # a clip has several
         return NonFiniteLossError(
             f"{what}\nThe batch's images:\n  {files}\n"
-            "Look at their annotations, or lower SOLVER.BASE_LR; then continue from the last checkpoint with --resume."
+            "Look at them and their annotations, or lower SOLVER.BASE_LR; then continue from the last checkpoint with --resume."
         )
 
     def state_dict(self) -> dict:

@@ -27,6 +27,7 @@ IMPOSSIBLE = {
     "MODEL.RESNETS.DEPTH": ("60", "allowed: 18, 34, 50, 101, 152"),
     "INPUT.CROP.TYPE": ("'random'", "'absolute'"),
     "INPUT.RANDOM_FLIP": ("'both'", "allowed: 'none', 'horizontal', 'vertical'"),
+    "INPUT.CLIPS.FRAMES": ("5", "allowed: 2, 3, 4"),
     # a range
     "SOLVER.WARMUP_FACTOR": ("1.5", "at least 0 and at most 1"),
     "SOLVER.WARMUP_ITERS": ("-1", "at least 0"),
@@ -52,6 +53,9 @@ IMPOSSIBLE = {
     "TRACKER_HEADS.COS_MIN": ("-1.5", "at least -1 and at most 1"),
     "TRACKER_HEADS.CALIBRATION.DROP": ("1.0", "at least 0.01 and at most 0.99"),
     "TRACKER_HEADS.RETAIN": ("-1", "at least 0"),
+    "INPUT.CLIPS.MAX_GAP": ("0", "at least 1"),
+    "INPUT.CLIPS.MAX_SIZE_TRAIN": ("0", "at least 1"),
+    "SOLVER.CLIPS_PER_BATCH": ("-1", "at least 0"),
     # lists
     "MODEL.SOLO.NUM_GRIDS": ("[40, 36, 24, 16, 0]", "whole number, at least 1"),
     "MODEL.SOLO.STRIDES": ("[8, 8, 16, 32, 33]", "even number"),
@@ -66,6 +70,8 @@ IMPOSSIBLE = {
     "INPUT.VIEWS.SCALE_RANGE": ("[0.0, 1.5]", "0 < smallest <= largest"),
     "DATASETS.CUSTOM.IMAGES": ("[['name', 'file.json']]", "[name, json file, folder]"),
     "DATASETS.CUSTOM.VIDEOS": ("['name']", "[name, json file, folder]"),
+    "DATASETS.CUSTOM.CLIPS": ("[['name', 'folder', '']]", "[name, video file or folder or pattern]"),
+    "INPUT.CLIPS.MIN_SIZE_TRAIN": ("[360, 0]", "whole numbers of at least 1"),
     "DATASETS.CLASS_NAMES": ("['cat', 'dog']", "2 names; give MODEL.SOLO.NUM_CLASSES (80)"),
 }
 
@@ -80,7 +86,7 @@ def test_impossible_values(key: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["[1, 2, 3, 4, 5]", "[[1], [2], [3], [4], [5]]", "[['a', 'b']] * 5"])
-@pytest.mark.parametrize("key", ["MODEL.SOLO.SCALE_RANGES", "INPUT.VIEWS.SCALE_RANGE", "DATASETS.CUSTOM.VIDEOS"])
+@pytest.mark.parametrize("key", ["MODEL.SOLO.SCALE_RANGES", "INPUT.VIEWS.SCALE_RANGE", "DATASETS.CUSTOM.VIDEOS", "DATASETS.CUSTOM.CLIPS"])
 def test_lists_of_another_shape_are_refused_not_tripped_over(key: str, value: str) -> None:
     if value.endswith("* 5"):
         value = repr([["a", "b"]] * 5)
@@ -89,17 +95,23 @@ def test_lists_of_another_shape_are_refused_not_tripped_over(key: str, value: st
 
 
 def test_values_that_exclude_one_another() -> None:
+    own = ["DATASETS.CUSTOM.CLIPS", "[['c', 'folder']]"]
     for overrides, text in (
         (["MODEL.SOLO.CHANNELS", "100"], r"MODEL\.SOLO\.CHANNELS \(100\) must be a multiple of MODEL\.SOLO\.NUM_GROUPS \(32\)"),
         (["MODEL.SOLO_TRACK.EMB.CHANNELS", "100"], r"MODEL\.SOLO_TRACK\.EMB\.CHANNELS \(100\) must be a multiple"),
         (["MODEL.SMALL_RESNET.CHANNELS", "[32, 64, 64, 128]"], r"neighbours must differ"),
         (["MODEL.SOLO.FREEZE", "True", "MODEL.SOLO_TRACK.EMB.ENABLED", "False"], r"nothing to train"),
         (["INPUT.STRETCH.LOW", "60.0", "INPUT.STRETCH.HIGH", "40.0"], r"INPUT\.STRETCH\.LOW must be below INPUT\.STRETCH\.HIGH"),
+        (["SOLVER.CLIPS_PER_BATCH", "4"], r"SOLVER\.CLIPS_PER_BATCH needs DATASETS\.TRAIN_CLIPS"),
+        ([*own, "DATASETS.TRAIN", "('a', 'c')"], r"DATASETS\.TRAIN has 'c' of DATASETS\.CUSTOM\.CLIPS.* only DATASETS\.TRAIN_CLIPS"),
+        ([*own, "DATASETS.TEST", "('c',)"], r"DATASETS\.TEST has 'c' of DATASETS\.CUSTOM\.CLIPS"),
+        (["DATASETS.CUSTOM.CLIPS", "[['c', 'x'], ['d', 'x'], ['c', 'y']]"], r"name more than once \(c, d, c\)"),
         (["MODEL.SOLO_TRACK.EMB.ENABLED", "False"], r"use DistanceTracker or IoUTracker"),
     ):
         with pytest.raises(ConfigError, match=text):
             load_config("", overrides)
     load_config("", ["MODEL.SOLO_TRACK.EMB.ENABLED", "False", "TRACKER_HEADS.TRACKER_NAME", "IoUTracker"])
+    load_config("", [*own, "SOLVER.CLIPS_PER_BATCH", "4", "DATASETS.TRAIN_CLIPS", "['c']"])
     load_config("", ["MODEL.SOLO.NORM", "", "MODEL.SOLO.CHANNELS", "100"])
 
 

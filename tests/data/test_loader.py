@@ -16,8 +16,12 @@ from detectron2.utils import comm
 from solotrack.config import ConfigError, load_config
 from solotrack.data.annotation_file import DatasetError
 from solotrack.data.catalog import load_dataset, register_custom
+from solotrack.data.clip_mapper import ClipMapper
+from solotrack.data.clip_sets import load_clip_videos
 from solotrack.data.frames import FrameError
 from solotrack.data.loader import (
+    MixedBatchSampler,
+    MixedDataset,
     SeededDataset,
     TrainBatchSampler,
     build_train_loader,
@@ -26,6 +30,7 @@ from solotrack.data.loader import (
     training_samples,
 )
 from solotrack.data.mappers import ImageMapper
+from tests.videos import pictures, write_video
 
 
 def slow_batches(groups: list[int], batch_size: int, seed: int, count: int) -> list[list[tuple[int, int]]]:
@@ -275,6 +280,114 @@ def test_an_image_that_breaks_is_named(coco):
     loader = build_train_loader(config([entry], "SOLVER.IMS_PER_BATCH", "6"))
     with pytest.raises(FrameError, match=r"[234]\.png cannot be read"):
         next(iter(loader))
+
+
+# ---- images and clips
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five videos: two folders of frames, three files."""
+    folder = tmp_path_factory.mktemp("clips")
+    for v in range(2):
+        (folder / f"v{v}").mkdir()
+        for i, image in enumerate(pictures(9, 40, 32)):
+            cv2.imwrite(str(folder / f"v{v}" / f"{i}.png"), image)
+    for v in range(2, 5):
+        write_video(folder / f"v{v}.mkv", pictures(9 + v))
+    return folder
+
+
+def mixed(coco_entry: list[str], clip_folder: Path, *overrides: str) -> CfgNode:
+    name = f"{clip_folder.parent.name}_{clip_folder.name}"
+    fixed = {
+        "DATASETS.CUSTOM.CLIPS": str([[name, str(clip_folder)]]),
+        "DATASETS.TRAIN_CLIPS": str([name]),
+        "SOLVER.CLIPS_PER_BATCH": "2",
+        "INPUT.CLIPS.MIN_SIZE_TRAIN": "[20, 24, 28]",
+        "INPUT.CLIPS.COLOR": "0.3",
+    }
+    return config([coco_entry], *chain(*fixed.items()), *overrides)
+
+
+def flatten_clips(batches: list) -> list:
+    return [(d["file_names"], [frame.tolist() for frame in d["frames"]]) for batch in batches for d in batch]
+
+
+def take(loader, count: int, images: int = 4) -> tuple[list, list]:
+    """The next batches' images and clips; a batch has ``images`` images, and these come first."""
+    batches = list(islice(loader, count))
+    assert all(["image" in d for d in batch] == [slot < images for slot in range(len(batch))] for batch in batches)
+    return flatten([batch[:images] for batch in batches]), flatten_clips([batch[images:] for batch in batches])
+
+
+def test_mixed_batches_are_the_parts_side_by_side():
+    parts = [TrainBatchSampler([0] * 7, 4, 5, start_iter=3), TrainBatchSampler([0] * 3, 2, 6, start_iter=3)]
+    batches = list(islice(MixedBatchSampler(parts), 9))
+    for batch, images, clips in zip(batches, *parts, strict=False):
+        assert batch == [(0, *key) for key in images] + [(1, *key) for key in clips]
+    datasets = [SeededDataset([{"i": 10 * part + i} for i in range(7)], draw, seed=part) for part in range(2)]
+    for part, index, position in batches[0]:
+        assert MixedDataset(datasets)[part, index, position] == datasets[part][index, position]
+
+
+def test_batches_of_images_and_clips(coco, clip_folder):
+    """They are the same for any number of workers and after a resume, and the images those of a run without clips."""
+    entry = coco()
+    images, clips = take(build_train_loader(mixed(entry, clip_folder)), 8)
+    assert images == flatten(list(islice(build_train_loader(config([entry])), 8)))
+    without = build_train_loader(mixed(entry, clip_folder, "SOLVER.CLIPS_PER_BATCH", "0", "DATASETS.TRAIN_CLIPS", "['not there']"))
+    assert images == take(without, 8)[0] and type(without.dataset) is SeededDataset
+    assert len(clips) == 16 and len({str(clip) for clip in clips}) == 16
+    videos = [names[0].rpartition("#")[0] or str(Path(names[0]).parent) for names, _ in clips]
+    assert all(Counter(videos[5 * e : 5 * e + 5]) == Counter(map(str, clip_folder.iterdir())) for e in range(3)), "each video once an epoch"
+    for workers in (1, 2):
+        loader = build_train_loader(mixed(entry, clip_folder, "DATALOADER.NUM_WORKERS", str(workers)))
+        assert take(loader, 4) == (images[:16], clips[:8])
+    assert take(build_train_loader(mixed(entry, clip_folder), start_iter=5), 3) == (images[20:], clips[10:])
+    assert take(build_train_loader(mixed(entry, clip_folder, "SEED", "8")), 1)[1] != clips[:2]
+
+
+def test_clips_do_not_share_their_random_numbers_with_images(coco, clip_folder):
+    cfg = mixed(coco(), clip_folder)
+    images, clips = build_train_loader(cfg).dataset.parts
+    assert images.seed == cfg.SEED != clips.seed
+    alike = SeededDataset(load_clip_videos(cfg), ClipMapper(cfg), cfg.SEED)
+    assert any(clips[0, position]["file_names"] != alike[0, position]["file_names"] for position in range(9))
+
+
+def test_ranks_share_images_and_clips(coco, clip_folder, monkeypatch):
+    cfg = mixed(coco(), clip_folder)
+    whole = take(build_train_loader(cfg), 3)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    images, clips = [], []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        pieces = list(islice(build_train_loader(cfg), 3))
+        assert all(len(batch) == 3 for batch in pieces)
+        images.append([batch[:2] for batch in pieces])
+        clips.append([batch[2:] for batch in pieces])
+    assert flatten([a + b for a, b in zip(*images, strict=True)]) == whole[0]
+    assert flatten_clips([a + b for a, b in zip(*clips, strict=True)]) == whole[1]
+    cfg.SOLVER.CLIPS_PER_BATCH = 3
+    with pytest.raises(ConfigError, match=r"SOLVER.CLIPS_PER_BATCH \(3\) must be a multiple of the number of processes \(2\)"):
+        build_train_loader(cfg)
+
+
+def test_fewer_videos_than_clips_in_a_batch(coco, clip_folder, tmp_path):
+    write_video(tmp_path / "only.mkv", pictures(30))
+    cfg = mixed(coco(), tmp_path / "only.mkv", "SOLVER.CLIPS_PER_BATCH", "6")
+    _, clips = take(build_train_loader(cfg), 1)
+    assert len(clips) == 6 and len({tuple(names) for names, _ in clips}) > 2
+
+
+def test_a_clip_that_breaks_is_named(coco, tmp_path):
+    (tmp_path / "v").mkdir()
+    for i, image in enumerate(pictures(2)):
+        cv2.imwrite(str(tmp_path / "v" / f"{i}.jpg"), image)
+    (tmp_path / "v" / "1.jpg").write_bytes((tmp_path / "v" / "1.jpg").read_bytes()[:400])
+    with pytest.raises(FrameError, match=r"v/1\.jpg cannot be read"):
+        next(iter(build_train_loader(mixed(coco(), tmp_path / "v"))))
 
 
 def test_video_loader(tmp_path, monkeypatch):

@@ -315,7 +315,7 @@ def test_a_fault_in_several_processes_is_a_sentence(train: Callable[..., Finishe
 
 
 def test_a_gradient_that_is_not_a_number_stops_before_the_step() -> None:
-    """Finite losses with a NaN gradient: sqrt at 0."""
+    """Finite losses with a NaN gradient: sqrt at 0. All files of the batch are named, those of clips too."""
 
     class Root(torch.nn.Module):
         def __init__(self) -> None:
@@ -326,8 +326,10 @@ def test_a_gradient_that_is_not_a_number_stops_before_the_step() -> None:
             return {"loss": (0 * self.weight).sqrt().sum() * batch[0]["factor"]}
 
     model = Root()
-    step = TrainingStep(model, [[{"file_name": "a.jpg", "factor": 1.0}]], torch.optim.SGD(model.parameters(), 0.1), "cpu", None, 35.0)
-    with EventStorage(0), pytest.raises(NonFiniteLossError, match=r"(?s)gradients are not finite.*a\.jpg"):
+    batch = [{"file_name": "a.jpg", "factor": 1.0}, {"frames": [], "file_names": ["b/0.jpg", "c.mp4#7"]}]
+    step = TrainingStep(model, [batch], torch.optim.SGD(model.parameters(), 0.1), "cpu", None, 35.0)
+    named = r"(?s)gradients are not finite.*images:\n  a\.jpg\n  b/0\.jpg\n  c\.mp4#7\nLook"
+    with EventStorage(0), pytest.raises(NonFiniteLossError, match=named):
         step.iter = 0
         step.run_step()
     assert model.weight.tolist() == [1, 1]
