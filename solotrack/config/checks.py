@@ -39,6 +39,7 @@ _CHOICES = {
     "MODEL.SOLO_TRACK.VIDEO.UNMATCHED": ("none", "start_small", "null", "mutual"),
     "MODEL.SOLO_TRACK.VIDEO.PALINDROME": ("full", "all"),
     "INPUT.CLIPS.FRAMES": (2, 3, 4),
+    "TTA.MODE": ("video", "online", "continual"),
     "MODEL.SOLO_TRACK.EMB_READ": ("cell", "center_region", "cluster"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
@@ -141,6 +142,11 @@ _RANGES = {
     "TRACKER_HEADS.TRACK_SCORE_TOPK": (1, _INF),
     "TRACKER_HEADS.CALIBRATION.IMAGES": (1, _INF),
     "TRACKER_HEADS.CALIBRATION.DROP": (0.01, 0.99),
+    "TTA.ITERS": (0, _INF),
+    "TTA.LR": (0, _INF),
+    "TTA.CLIPS_PER_STEP": (1, _INF),
+    "TTA.MAX_GAP": (1, _INF),
+    "TTA.SEED": (0, _INF),
     "TEST.FRAMES_PER_BATCH": (1, _INF),
     "TEST.DECODE_WORKERS": (0, _INF),
 }
@@ -247,6 +253,11 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         cfg.SOLVER.CLIPS_PER_BATCH and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED
     ):
         yield ("Learning from clips takes three keys: MODEL.SOLO_TRACK.VIDEO.ENABLED, SOLVER.CLIPS_PER_BATCH and DATASETS.TRAIN_CLIPS.")
+    if cfg.TTA.ENABLED and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
+        yield "TTA.ENABLED needs MODEL.SOLO_TRACK.VIDEO.ENABLED: the video branch's loss is what adapts the model."
+    unknown = set(cfg.TTA.PARTS) - {"backbone", "fpn", "video_head"}
+    if unknown or not cfg.TTA.PARTS:
+        yield f"TTA.PARTS is {cfg.TTA.PARTS}; it must name one or more of backbone, fpn and video_head."
     if solo.FREEZE and not emb.ENABLED:
         yield "MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train."
     if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:

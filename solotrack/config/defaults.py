@@ -208,6 +208,17 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cal.IMAGES = 200
     cal.DROP = 0.5  # share of the instances hidden from the first view: they must read as new
 
+    # ---- test-time adaptation, M4
+    tta = cfg.TTA = CfgNode()
+    tta.ENABLED = False
+    tta.MODE = "video"  # "video" (adapt, then track, then undo), "online" (on the first frames, while tracking) or "continual" (no undo)
+    tta.ITERS = 5  # steps a video, P4.2
+    tta.LR = 1e-4  # of plain SGD: the last one of training, A7
+    tta.PARTS = ["backbone", "fpn", "video_head"]  # what moves, P4.4
+    tta.CLIPS_PER_STEP = 4
+    tta.MAX_GAP = 3  # frames from one frame of a clip to the next, at most
+    tta.SEED = 0  # of the clips
+
     # ---- inference over videos
     cfg.TEST.FRAMES_PER_BATCH = 8  # frames a network call takes
     cfg.TEST.DECODE_WORKERS = 2  # threads that decode frames ahead

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
+from ..adaptation import TestTimeAdaptation
 from ..data.catalog import class_to_dataset_id, dataset_metadata, model_class_names
 from ..data.categories import subset_category_ids
 from ..data.frames import Frame, FrameError, open_frames
@@ -129,6 +130,7 @@ class VideoTracker(nn.Module):
         decode_workers: int = 2,
         stretch: Stretch | None = None,
         autocast_dtype: torch.dtype | None = None,
+        adaptation: TestTimeAdaptation | None = None,
     ) -> None:
         """
         Args:
@@ -144,6 +146,7 @@ class VideoTracker(nn.Module):
             decode_workers: threads that read and resize frames ahead; 0 does it in between.
             stretch: of the grey levels that the model sees, as in training.
             autocast_dtype: run the model under autocast in this type; None: as it is.
+            adaptation: of the model to each video; None: none. Single frames (:meth:`detect_image`) are not adapted to.
         """
         super().__init__()
         self.model = model
@@ -156,6 +159,7 @@ class VideoTracker(nn.Module):
         self.decode_workers = decode_workers
         self.stretch = stretch
         self.autocast_dtype = autocast_dtype
+        self.adaptation = adaptation
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module, dataset_name: str | None = None) -> VideoTracker:
@@ -181,6 +185,7 @@ class VideoTracker(nn.Module):
             decode_workers=cfg.TEST.DECODE_WORKERS,
             stretch=Stretch.from_config(cfg),
             autocast_dtype=amp_dtype(cfg),
+            adaptation=TestTimeAdaptation(cfg) if cfg.TTA.ENABLED else None,
         )
 
     def forward(self, videos: Sequence[Mapping[str, Any]]) -> list[list[dict]]:
@@ -197,10 +202,11 @@ class VideoTracker(nn.Module):
         for tracker in trackers.values():
             self.start(tracker)
         length = 0
-        for frame, instances in self.detect(source):
-            for name, tracker in trackers.items():
-                record(recorders[name], frame.index, tracker.update(instances))
-            length = frame.index + 1
+        with closing(self.detect(source)) as detections:
+            for frame, instances in detections:
+                for name, tracker in trackers.items():
+                    record(recorders[name], frame.index, tracker.update(instances))
+                length = frame.index + 1
         return {name: recorder.finish(video_id, length, self.class_to_dataset_id) for name, recorder in recorders.items()}
 
     def stream(self, source: Any, recorder: TrackRecorder | None = None) -> Iterator[tuple[Frame, Instances]]:
@@ -217,11 +223,18 @@ class VideoTracker(nn.Module):
         """
         declared = (source["height"], source["width"]) if isinstance(source, Mapping) and "height" in source else None
         frames = open_frames(source, self.image_format)
-        ahead = prefetch(
-            frames, self.decode_workers, self.frames_per_batch + self.decode_workers, partial(self._prepare, declared=declared)
-        )
-        with closing(ahead):
+        prepare = partial(self._prepare, declared=declared)
+        with ExitStack() as stack:
+            if self.adaptation is not None:
+                stack.enter_context(self.adaptation.adapting(self.model, frames, lambda frame: prepare(frame).input))
+            ahead = stack.enter_context(
+                closing(prefetch(frames, self.decode_workers, self.frames_per_batch + self.decode_workers, prepare))
+            )
+            previous = None
             for batch in self._batches(ahead):
+                if self.adaptation is not None:
+                    self.adaptation.before_frame(self.model, previous, batch[0].input)
+                    previous = batch[-1].input
                 done = deque(zip((x.frame for x in batch), self._run([x.input for x in batch]), strict=True))
                 batch.clear()
                 while done:  # a frame's masks go as soon as the caller has had them
@@ -269,7 +282,7 @@ class VideoTracker(nn.Module):
                 yield batch
                 batch = []
             batch.append(item)
-            if len(batch) == self.frames_per_batch:
+            if len(batch) == self.frames_per_batch or (self.adaptation is not None and self.adaptation.waiting):
                 yield batch
                 batch = []
         if batch:

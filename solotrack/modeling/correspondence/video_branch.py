@@ -96,8 +96,8 @@ class VideoBranch(nn.Module):
         detector: SOLOHead,
         inference: SOLOInference,
         image_head: EmbeddingHead,
-    ) -> torch.Tensor:
-        """The cycle loss of a batch of clips, not yet weighted.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cycle loss of a batch of clips, not yet weighted, and the mean number of nodes of a frame.
 
         Args:
             features: of the clips' frames, one clip after the other: (B * frames, Cin, h, w) a level.
@@ -107,12 +107,12 @@ class VideoBranch(nn.Module):
             image_head: takes the place of a head of its own.
 
         Returns:
-            Scalar float32.
+            Two scalars, float32.
         """
         cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
         embeddings = (image_head if self.head is None else self.head)(features)  # (B * frames, R, D)
         nodes = embeddings.gather(1, cells[..., None].expand(-1, -1, embeddings.shape[2]))  # (B * frames, max_nodes, D)
-        return cycle_loss(
+        loss = cycle_loss(
             nodes.unflatten(0, (-1, frames)),
             valid.unflatten(0, (-1, frames)),
             metric=self.metric,
@@ -122,6 +122,7 @@ class VideoBranch(nn.Module):
             palindrome=self.palindrome,
             edge_dropout=self.edge_dropout if self.training else 0.0,
         )
+        return loss, valid.sum(dim=1).float().mean()
 
     @torch.no_grad()
     def find_nodes(

@@ -170,11 +170,16 @@ class SOLOTrack(nn.Module):
             batch = labelled + [x["second_view"] for x in labelled] if self.views == 2 else labelled
             losses |= self.losses(self.preprocess(batch), [x["instances"].to(self.device) for x in batch])
         if clips:
-            losses["loss_cycle"] = self.video_branch.weight(get_event_storage().iter) * self.cycle_loss(clips)
+            storage = get_event_storage()
+            loss, nodes = self.cycle_loss(clips)
+            losses["loss_cycle"] = self.video_branch.weight(storage.iter) * loss
+            storage.put_scalar("video/nodes_per_frame", nodes)
         return losses
 
-    def cycle_loss(self, clips: list[dict]) -> torch.Tensor:
-        """The correspondence loss of unlabelled clips, not weighted (paper eq 8); ``frames`` of a clip are (3, H, W) uint8.
+    def cycle_loss(self, clips: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The correspondence loss of unlabelled clips, not weighted (paper eq 8), and the mean number of nodes of a frame, both scalars.
+
+        ``frames`` of a clip are (3, H, W) uint8.
 
         BatchNorm layers read their running statistics here, as they do when videos are tracked.
         """

@@ -1,0 +1,212 @@
+"""Test-time adaptation: a few steps of the video branch's loss on one video, always undone (paper §3.5, METHOD 4)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import nn
+
+from .config import ConfigError
+from .data.clip_mapper import sample_clips
+from .data.frames import FrameError, FrameSource
+
+__all__ = ["AdaptationReport", "TestTimeAdaptation"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class AdaptationReport:
+    """What adapting to one video did.
+
+    Attributes:
+        losses: of each step, before it was taken.
+        nodes: mean number of instances a frame that each step compared.
+        change: L2 norm of the change of the weights over that of the weights, at the end.
+        seconds: spent on reading clips and on steps.
+        failed: the loss became infinite or NaN; the weights went back to where they were.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    nodes: list[float] = field(default_factory=list)
+    change: float = 0.0
+    seconds: float = 0.0
+    failed: bool = False
+
+
+class TestTimeAdaptation:
+    """Adapts backbone, FPN and video branch to a video before or while it is tracked, by gradient steps on its frames alone.
+
+    Heads stay as they are, and so do the statistics of BatchNorm. Modes:
+
+    * "video": all steps first, on clips drawn from the whole video; needs frames that can be read in any order.
+    * "online": before each of the first frames but the very first, a step on it and the one before; also for cameras.
+    * "continual": as "video", but the weights are not put back: each video goes on from the one before.
+    """
+
+    __test__ = False  # no test case, whatever its name
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        iters: int = 5,
+        lr: float = 1e-4,
+        mode: str = "video",
+        parts: Sequence[str] = ("backbone", "fpn", "video_head"),
+        clips_per_step: int = 4,
+        frames: int = 2,
+        max_gap: int = 3,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            iters: steps a video.
+            lr: of plain SGD.
+            mode: see the class.
+            parts: of the model that move, of "backbone", "fpn" and "video_head"; parameters that training froze stay fixed.
+            clips_per_step: "video" and "continual" only.
+            frames, max_gap: of a clip, see :func:`sample_clips`.
+            seed: of the clips; every video starts from it.
+        """
+        self.iters = iters
+        self.lr = lr
+        self.mode = mode
+        self.parts = tuple(parts)
+        self.clips_per_step = clips_per_step
+        self.frames = frames
+        self.max_gap = max_gap
+        self.seed = seed
+        self.report = AdaptationReport()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        tta = cfg.TTA
+        return {
+            "iters": tta.ITERS,
+            "lr": tta.LR,
+            "mode": tta.MODE,
+            "parts": tta.PARTS,
+            "clips_per_step": tta.CLIPS_PER_STEP,
+            "frames": cfg.INPUT.CLIPS.FRAMES,
+            "max_gap": tta.MAX_GAP,
+            "seed": tta.SEED,
+        }
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """The model's parameters that move."""
+        bottom_up = list(getattr(model.backbone, "bottom_up", model.backbone).parameters())
+        inside = set(map(id, bottom_up))
+        head = model.video_branch.head or model.embedding_head
+        parts = {
+            "backbone": bottom_up,
+            "fpn": [p for p in model.backbone.parameters() if id(p) not in inside],
+            "video_head": list(head.parameters()),
+        }
+        return [p for part in self.parts for p in parts[part] if p.requires_grad]
+
+    @contextmanager
+    def adapting(self, model: nn.Module, source: FrameSource, prepare: Callable[..., dict]) -> Iterator[None]:
+        """While it is open, the model is one video's; afterwards its weights are what they were, bit for bit, also after an error.
+
+        Args:
+            model: a SOLOTrack with a video branch, in evaluation.
+            source: the video.
+            prepare: a frame of it -> network input with ``image``.
+
+        Raises:
+            ConfigError: a source that cannot be read in any order, unless ``mode`` is "online".
+        """
+        self.report = AdaptationReport()
+        self._moving = self.parameters(model)
+        before = [p.detach().clone() for p in self._moving]
+        try:
+            if self.mode != "online":
+                self._adapt_to_clips(model, source, prepare, before)
+            yield
+        finally:
+            if self.mode == "online":
+                self._measure(before)
+            if self.mode != "continual":
+                self._put_back(before)
+            self._log()
+
+    def before_frame(self, model: nn.Module, previous: dict | None, current: dict) -> None:
+        """Take a step on two frames that follow each other ("online"; nothing otherwise, or once all steps are taken)."""
+        if self.mode != "online" or previous is None or self.report.failed or len(self.report.losses) >= self.iters:
+            return
+        start = time.perf_counter()
+        before = [p.detach().clone() for p in self._moving]
+        self._step(model, [{"frames": [previous["image"], current["image"]]}], before)
+        self.report.seconds += time.perf_counter() - start
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next frame has to be seen by itself, for a step comes before it."""
+        return self.mode == "online" and not self.report.failed and len(self.report.losses) < self.iters
+
+    def _adapt_to_clips(self, model: nn.Module, source: FrameSource, prepare: Callable[..., dict], before: Sequence[torch.Tensor]) -> None:
+        start = time.perf_counter()
+        try:
+            count = source.count()
+        except FrameError as error:
+            raise ConfigError(
+                f"TTA.MODE {self.mode} needs a video whose frames can be read in any order; use TTA.MODE online. {error}"
+            ) from None
+        if count >= self.frames:
+            rng = np.random.default_rng(self.seed)
+            for _ in range(self.iters):
+                indices = sample_clips(count, self.clips_per_step, self.frames, self.max_gap, rng)
+                wanted = sorted({index for clip in indices for index in clip})
+                images = {frame.index: prepare(frame)["image"] for frame in source.read(wanted)}
+                self._step(model, [{"frames": [images[index] for index in clip]} for clip in indices], before)
+                if self.report.failed:
+                    break
+            self._measure(before)
+        self.report.seconds = time.perf_counter() - start
+
+    def _step(self, model: nn.Module, clips: list[dict], before: Sequence[torch.Tensor]) -> None:
+        with torch.enable_grad():
+            loss, nodes = model.cycle_loss(clips)
+            gradients = torch.autograd.grad(loss, self._moving, allow_unused=True)
+        self.report.losses.append(loss.item())
+        self.report.nodes.append(nodes.item())
+        finite = all(g is None or g.isfinite().all() for g in gradients)
+        if not np.isfinite(self.report.losses[-1]) or not finite:
+            self.report.failed = True
+            self._put_back(before)
+            return
+        with torch.no_grad():
+            for parameter, gradient in zip(self._moving, gradients, strict=True):
+                if gradient is not None:
+                    parameter.sub_(gradient, alpha=self.lr)
+
+    @torch.no_grad()
+    def _put_back(self, before: Sequence[torch.Tensor]) -> None:
+        for parameter, value in zip(self._moving, before, strict=True):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def _measure(self, before: Sequence[torch.Tensor]) -> None:
+        change = sum((p - value).square().sum() for p, value in zip(self._moving, before, strict=True))
+        size = sum(value.square().sum() for value in before)
+        self.report.change = float((change / size).sqrt()) if len(before) else 0.0
+
+    def _log(self) -> None:
+        report = self.report
+        if report.failed:
+            logger.warning("The adaptation's loss is not finite; the video is tracked with the weights as they were. Lower TTA.LR.")
+        elif not report.losses:
+            logger.info("Not adapted: the video has too few frames.")
+        else:
+            logger.info(
+                f"Adapted in {report.seconds:.2f} s: loss {report.losses[0]:.3f} to {report.losses[-1]:.3f}, "
+                f"{report.nodes[0]:.1f} to {report.nodes[-1]:.1f} instances a frame, weights changed by {report.change:.1e}."
+            )
