@@ -51,7 +51,6 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     solo.NORM = "GN"  # "GN" or "" (none)
     solo.NUM_GROUPS = 32  # of GroupNorm
     solo.PRIOR_PROB = 0.01  # pi of the output biases, M1.2
-    solo.COORD_OCTAVES = 0  # sines and cosines of x and y beside them in the mask tower, to localise with few channels; 0: as published
     solo.FOCAL_ALPHA = 0.25  # M1.4
     solo.FOCAL_GAMMA = 2.0  # M1.4
     solo.CATE_LOSS_WEIGHT = 1.0  # M1.4

@@ -35,7 +35,6 @@ IMPOSSIBLE = {
     "MODEL.SOLO.NUM_CLASSES": ("0", "at least 1"),
     "MODEL.SOLO.SIGMA": ("0.0", "greater than 0 and at most 1"),
     "MODEL.SOLO.PRIOR_PROB": ("1.0", "greater than 0 and at most 1"),
-    "MODEL.SOLO.COORD_OCTAVES": ("-1", "at least 0 and at most 10"),
     "MODEL.SOLO.SCORE_THRESH": ("1.1", "at least 0 and at most 1"),
     "MODEL.SOLO.NMS_PRE": ("0", "at least 1"),
     "MODEL.SOLO.NMS_SIGMA": ("0.0", "greater than 0"),

@@ -18,9 +18,7 @@ __all__ = ["SOLO_HEADS", "DecoupledSOLOHead", "SOLOHead", "Tower"]
 class Tower(nn.Sequential):
     """A stack of [3x3 convolution, GroupNorm, ReLU] (METHOD 1.2)."""
 
-    def __init__(
-        self, in_channels: int, channels: int, num_convs: int, norm: str = "GN", num_groups: int = 32, coord: bool = False, octaves: int = 0
-    ):
+    def __init__(self, in_channels: int, channels: int, num_convs: int, norm: str = "GN", num_groups: int = 32, coord: bool = False):
         """
         Args:
             in_channels: of the feature map.
@@ -28,11 +26,10 @@ class Tower(nn.Sequential):
             num_convs: how many.
             norm: "GN" or "" for none (the convolutions then have a bias).
             num_groups: of GroupNorm.
-            coord: append channels to the input that hold x, then y, in [-1, 1] (CoordConv).
-            octaves: after them, sin and cos of π 2^k x and π 2^k y for k = 0 … octaves - 1: places that x and y alone hardly tell apart.
+            coord: append two channels to the input that hold x, then y, in [-1, 1] (CoordConv).
         """
         convs = []
-        channels_in = in_channels + (2 + 4 * octaves if coord else 0)
+        channels_in = in_channels + (2 if coord else 0)
         for _ in range(num_convs):
             conv = Conv2d(
                 channels_in,
@@ -48,23 +45,20 @@ class Tower(nn.Sequential):
             channels_in = channels
         super().__init__(*convs)
         self.coord = coord
-        self.octaves = octaves
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, h, w) -> (N, channels, h, w)."""
         if self.coord:
-            x = torch.cat([x, _coordinates(x, self.octaves)], dim=1)
+            x = torch.cat([x, _coordinates(x)], dim=1)
         return super().forward(x)
 
 
-def _coordinates(x: torch.Tensor, octaves: int) -> torch.Tensor:
-    """(N, 2 + 4 octaves, h, w): x and y of every pixel of ``x`` (N, C, h, w), from -1 at the first to 1 at the last, and their waves."""
+def _coordinates(x: torch.Tensor) -> torch.Tensor:
+    """(N, 2, h, w): x and y of every pixel of ``x`` (N, C, h, w), from -1 at the first to 1 at the last."""
     n, _, h, w = x.shape
     ys = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)
     xs = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype)
-    plane = torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)])
-    waves = [wave(math.pi * 2**k * plane) for k in range(octaves) for wave in (torch.sin, torch.cos)]
-    return torch.cat([plane, *waves]).expand(n, -1, h, w)
+    return torch.stack([xs.expand(h, w), ys[:, None].expand(h, w)]).expand(n, 2, h, w)
 
 
 def _init_conv(conv: nn.Conv2d, bias: float) -> None:
@@ -95,7 +89,6 @@ class SOLOHead(nn.Module):
         norm: str = "GN",
         num_groups: int = 32,
         prior_prob: float = 0.01,
-        coord_octaves: int = 0,
     ):
         """
         Args:
@@ -105,7 +98,6 @@ class SOLOHead(nn.Module):
             num_grids: S of each level.
             num_convs, channels, norm, num_groups: of both towers, see :class:`Tower`.
             prior_prob: probability the output biases start at.
-            coord_octaves: of the mask tower's coordinates, see :class:`Tower`.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -114,7 +106,7 @@ class SOLOHead(nn.Module):
         self.level_offsets = (0, *accumulate(s * s for s in num_grids))
 
         self.category_tower = Tower(in_channels, channels, num_convs, norm, num_groups)
-        self.mask_tower = Tower(in_channels, channels, num_convs, norm, num_groups, coord=True, octaves=coord_octaves)
+        self.mask_tower = Tower(in_channels, channels, num_convs, norm, num_groups, coord=True)
         self.category_out = nn.Conv2d(channels, num_classes, kernel_size=3, padding=1)
         _init_conv(self.category_out, bias=_logit(prior_prob))
         self.mask_out = nn.ModuleList(self._mask_output(channels, s) for s in num_grids)
@@ -149,7 +141,6 @@ class SOLOHead(nn.Module):
             "norm": solo.NORM,
             "num_groups": solo.NUM_GROUPS,
             "prior_prob": solo.PRIOR_PROB,
-            "coord_octaves": solo.COORD_OCTAVES,
         }
 
     @property

@@ -70,18 +70,6 @@ def test_tower_gives_x_then_y_to_its_first_convolution() -> None:
     torch.testing.assert_close(out[1, 1], torch.tensor([[-1.0], [0], [1]]).expand(3, 5) + 1)
 
 
-def test_octaves_are_waves_of_the_coordinates() -> None:
-    tower = Tower(1, 8, num_convs=1, norm="", coord=True, octaves=2)
-    assert tower[0].weight.shape == (8, 1 + 2 + 8, 3, 3)
-    with torch.no_grad():
-        tower[0].weight.zero_()
-        tower[0].weight[range(8), range(3, 11), 1, 1] = 1
-        tower[0].bias.fill_(1)
-    x, y = torch.linspace(-1, 1, 5).expand(3, 5), torch.linspace(-1, 1, 3)[:, None].expand(3, 5)
-    waves = [wave(k * math.pi * place) for k in (1, 2) for wave in (torch.sin, torch.cos) for place in (x, y)]
-    torch.testing.assert_close(tower(torch.randn(2, 1, 3, 5))[0], torch.stack(waves) + 1, atol=1e-6, rtol=0)
-
-
 def test_start_values() -> None:
     torch.manual_seed(0)
     head = SOLOHead(in_channels=32, num_classes=5, strides=STRIDES, num_grids=GRIDS, num_convs=3, channels=32, prior_prob=0.01)
