@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--score-thresh", type=float, metavar="S", help="score a detection needs to be tracked (TRACKER_HEADS.SCORE_THRESH)"
     )
-    result.add_argument("--tracker", metavar="NAME", help="EmbeddingTracker, DistanceTracker or IoUTracker (TRACKER_HEADS.TRACKER_NAME)")
+    result.add_argument("--tracker", metavar="NAME", help="EmbeddingTracker, DistanceTracker, IoUTracker, ... (TRACKER_HEADS.TRACKER_NAME)")
     result.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     result.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     add_config_options(result, "the config the weights were trained with, e.g. config.yaml beside them")

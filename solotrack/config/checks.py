@@ -50,7 +50,7 @@ _CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.AMP.DTYPE": ("auto", "float16", "bfloat16"),
-    "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker"),
+    "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker", "IoUTrackerPlus"),
     "TRACKER_HEADS.SIM": ("softmax_null", "softmax", "bisoftmax", "masa"),
     "TRACKER_HEADS.METRIC": ("auto", "dot", "cosine"),
     "TRACKER_HEADS.ASSIGN": ("greedy", "hungarian"),

@@ -166,7 +166,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
 
     # ---- tracking, M5
     trk = cfg.TRACKER_HEADS = CfgNode()
-    trk.TRACKER_NAME = "EmbeddingTracker"  # or "DistanceTracker" (M7.3), "IoUTracker"
+    trk.TRACKER_NAME = "EmbeddingTracker"  # or "DistanceTracker" (M7.3), "IoUTracker", "IoUTrackerPlus" (M7.4)
     trk.SCORE_THRESH = 0.05  # detections handed to the tracker, M5.1, A8
     trk.MAX_PER_FRAME = 10  # M5.1
     trk.PRE_NMS_THRESH = 1.0  # class-agnostic mask IoU above which the weaker detection goes; 1 = off (IDOL: 0.7), M5.1
@@ -182,8 +182,8 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     trk.PROTO_MOMENTUM = 0.5  # share of the new embedding in "ema", M5.3
     trk.RETAIN = 0  # frames an unseen track is kept; 0 = for the whole video, M5.3
     trk.INIT_SCORE = 0.0  # a detection with a lower score cannot start a track (IDOL: 0.2), M5.7
-    cues = trk.CUES = CfgNode()  # MaskTrack R-CNN's post-processing, M5.4
-    cues.ENABLED = False
+    cues = trk.CUES = CfgNode()  # MaskTrack R-CNN's post-processing, M5.4; the weights are IoUTrackerPlus' too
+    cues.ENABLED = False  # of EmbeddingTracker
     cues.SCORE = 1.0  # weight of the log detection score
     cues.IOU = 2.0
     cues.CLASS = 10.0
@@ -193,7 +193,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     dist.SAME_CLASS = True
     dist.RETAIN = 5  # frames
     iou = trk.IOU = CfgNode()  # plain IoU linking
-    iou.MIN = 0.3
+    iou.MIN = 0.3  # the smallest IoU of a link; IoUTrackerPlus' too, M7.4, A13
     iou.TYPE = "mask"  # or "box"
     iou.SAME_CLASS = True
     iou.RETAIN = 5  # frames

@@ -5,12 +5,14 @@ from .distance_tracker import DistanceTracker
 from .embedding_tracker import EmbeddingTracker
 from .finalize import TrackRecorder
 from .iou_tracker import IoUTracker
+from .iou_tracker_plus import IoUTrackerPlus
 from .memory import TrackMemory
 
 __all__ = [
     "DistanceTracker",
     "EmbeddingTracker",
     "IoUTracker",
+    "IoUTrackerPlus",
     "OnlineTracker",
     "TrackMemory",
     "TrackRecorder",
