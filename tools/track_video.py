@@ -12,7 +12,8 @@ It writes to the output folder, once the video is through or Ctrl-C was pressed:
   video.json       the video and the category names that results.json refers to, in YouTube-VIS' format
   tracks.csv       a row for each track in each frame: frame, time_s, track_id, category, score, x1, y1, x2, y2, area (pixels)
 
-Frames are read, tracked and drawn as a stream, so a video may be of any length. Too many weak detections: raise --score-thresh.
+Frames are read, tracked and drawn as a stream, so a video may be of any length (by SeqTracker, which looks at the whole video first, they
+are read twice). Too many weak detections: raise --score-thresh.
 Identities that swap or split: see TRACKER_HEADS in solotrack/config/defaults.py. Too little memory: lower TEST.FRAMES_PER_BATCH.
 Words after the options are config overrides: KEY VALUE KEY VALUE ...
 """

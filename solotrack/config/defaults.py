@@ -166,7 +166,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
 
     # ---- tracking, M5
     trk = cfg.TRACKER_HEADS = CfgNode()
-    trk.TRACKER_NAME = "EmbeddingTracker"  # or "DistanceTracker" (M7.3), "IoUTracker", "IoUTrackerPlus" (M7.4)
+    trk.TRACKER_NAME = "EmbeddingTracker"  # or "DistanceTracker" (M7.3), "IoUTracker", "IoUTrackerPlus", "SeqTracker" (offline; both M7.4)
     trk.SCORE_THRESH = 0.05  # detections handed to the tracker, M5.1, A8
     trk.MAX_PER_FRAME = 10  # M5.1
     trk.PRE_NMS_THRESH = 1.0  # class-agnostic mask IoU above which the weaker detection goes; 1 = off (IDOL: 0.7), M5.1
@@ -197,6 +197,13 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     iou.TYPE = "mask"  # or "box"
     iou.SAME_CLASS = True
     iou.RETAIN = 5  # frames
+    seq = trk.SEQ = CfgNode()  # SeqTracker: offline, by dynamic programming, M7.4, A13
+    seq.MIN_IOU = 0.3  # a link needs a larger IoU
+    seq.IOU = 2.0  # weight of a link's IoU, as CUES.IOU
+    seq.CLASS = 10.0  # gain of a link within a class, as CUES.CLASS
+    seq.COST = 10.0  # of every link; as large as CLASS, so that a link within a class gains what its IoU gives
+    seq.NMS = 0.5  # IoU with a track's detection above which others of its frame go with it; 1 = none
+    seq.MAX_TRACKS = 0  # a video; 0 = no limit
     # finalising a track, M5.5
     trk.TRACK_SCORE = "mean"  # "mean", "max" or "mean_topk"
     trk.TRACK_SCORE_TOPK = 10

@@ -63,9 +63,11 @@ class FrameSource(ABC):
             progress only.
         fps: frames a second that it yields, None where there is no such thing (image files, arrays).
         parallel: whether the frames can be decoded independently of one another.
+        repeatable: whether the frames can be iterated over more than once.
     """
 
     parallel = False
+    repeatable = True
 
     def __init__(self, image_format: str, every: int, max_frames: int | None, length: int | None, fps: float | None) -> None:
         if image_format not in ("RGB", "BGR"):
@@ -204,6 +206,8 @@ class VideoFile(FrameSource):
 class Camera(FrameSource):
     """A camera by its number, read until it stops or the iteration is given up."""
 
+    repeatable = False
+
     def __init__(self, number: int, image_format: str, every: int = 1, max_frames: int | None = None) -> None:
         self._number = number
         capture = self._open()
@@ -242,6 +246,7 @@ class ArrayFrames(FrameSource):
         if self.length == 0:
             raise FrameError("The list of frames is empty; give at least one (H, W, 3) uint8 array.")
         self._arrays = arrays
+        self.repeatable = not isinstance(arrays, Iterator)
 
     def _read_jobs(self) -> Iterator[_ReadJob]:
         for number, array in enumerate(self._arrays):

@@ -276,6 +276,10 @@ class VideoPredictor:
 
         Returns:
             its detections with ``ID``; -1 belongs to no track.
+
+        Raises:
+            FrameError: not such an array.
+            ConfigError: the config's tracker is an offline one, which needs whole videos.
         """
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise FrameError("A frame must be a (H, W, 3) uint8 array in RGB.")

@@ -1,4 +1,4 @@
-"""Online trackers (registered in Detectron2's TRACKER_HEADS_REGISTRY) and the finalising of tracks."""
+"""Online and offline trackers (registered in Detectron2's TRACKER_HEADS_REGISTRY) and the finalising of tracks."""
 
 from .base import OnlineTracker, build_tracker, select_instances
 from .distance_tracker import DistanceTracker
@@ -7,13 +7,17 @@ from .finalize import TrackRecorder
 from .iou_tracker import IoUTracker
 from .iou_tracker_plus import IoUTrackerPlus
 from .memory import TrackMemory
+from .offline import OfflineTracker
+from .seq_tracker import SeqTracker
 
 __all__ = [
     "DistanceTracker",
     "EmbeddingTracker",
     "IoUTracker",
     "IoUTrackerPlus",
+    "OfflineTracker",
     "OnlineTracker",
+    "SeqTracker",
     "TrackMemory",
     "TrackRecorder",
     "build_tracker",
