@@ -11,6 +11,8 @@ from detectron2.config import CfgNode
 
 from solotrack.errors import SoloTrackError
 
+from .models import classes_key, num_classes
+
 __all__ = ["ConfigError", "check_config", "check_device", "flatten"]
 
 
@@ -20,7 +22,7 @@ class ConfigError(SoloTrackError, ValueError):
 
 # Key -> values it may take.
 _CHOICES = {
-    "MODEL.META_ARCHITECTURE": ("SOLOTrack",),
+    "MODEL.META_ARCHITECTURE": ("SOLOTrack", "MaskTrackRCNN"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.SOLO.TYPE": ("solo", "decoupled"),
     "MODEL.SOLO.NORM": ("GN", ""),
@@ -100,6 +102,12 @@ _RANGES = {
     "MODEL.SOLO_TRACK.VIDEO.TEMPERATURE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": (-_INF, _INF),
     "MODEL.SOLO_TRACK.VIDEO.EDGE_DROPOUT": (0, 1),
+    "MODEL.TRACK_HEAD.POOLER_RESOLUTION": (1, _INF),
+    "MODEL.TRACK_HEAD.POOLER_SAMPLING_RATIO": (0, _INF),
+    "MODEL.TRACK_HEAD.NUM_FC": (1, _INF),
+    "MODEL.TRACK_HEAD.FC_DIM": (1, _INF),
+    "MODEL.TRACK_HEAD.LOSS_WEIGHT": (0, _INF),
+    "MODEL.ROI_HEADS.NUM_CLASSES": (1, _INF),
     "INPUT.CLIPS.MAX_GAP": (1, _INF),
     "INPUT.CLIPS.COLOR": (0, 1),
     "SOLVER.CLIPS_PER_BATCH": (0, _INF),
@@ -220,8 +228,8 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             yield f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS})."
     names = cfg.DATASETS.CLASS_NAMES
-    if len(names) not in (0, solo.NUM_CLASSES):
-        yield f"DATASETS.CLASS_NAMES has {len(names)} names; give MODEL.SOLO.NUM_CLASSES ({solo.NUM_CLASSES}), or none."
+    if len(names) not in (0, num_classes(cfg)):
+        yield f"DATASETS.CLASS_NAMES has {len(names)} names; give {classes_key(cfg)} ({num_classes(cfg)}), or none."
     for key in ("CHANNELS", "BLOCKS"):
         numbers = cfg.MODEL.SMALL_RESNET[key]
         if len(numbers) != 4 or not all(isinstance(number, int) and number >= 1 for number in numbers):
@@ -231,11 +239,27 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.SMALL_RESNET.CHANNELS is {channels}; neighbours must differ, for a block gets its shortcut from that."
     if solo.FREEZE and not emb.ENABLED:
         yield "MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train."
-    if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
+    if cfg.MODEL.META_ARCHITECTURE == "MaskTrackRCNN":
+        yield from _masktrack_faults(cfg)
+    elif cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
         yield (
             "TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; "
             "use DistanceTracker or IoUTracker with plain SOLO."
         )
+
+
+def _masktrack_faults(cfg: CfgNode) -> Iterator[str]:
+    """Values with which Detectron2's Mask R-CNN on an FPN does not work, or that mean nothing to it."""
+    if not cfg.MODEL.MASK_ON:
+        yield "MODEL.MASK_ON is False; MaskTrackRCNN is scored by masks."
+    for key in ("RPN", "ROI_HEADS"):
+        names = cfg.MODEL[key].IN_FEATURES
+        if not all(name.startswith("p") for name in names):
+            yield f"MODEL.{key}.IN_FEATURES is {names}; name outputs of the FPN, as projects/baselines/configs does."
+    if cfg.MODEL.SOLO_TRACK.EMB.VIEWS != 1:
+        yield "MODEL.SOLO_TRACK.EMB.VIEWS is 2; MaskTrackRCNN learns from pairs of frames, not of views: set it to 1."
+    if cfg.SOLVER.CLIPS_PER_BATCH:
+        yield "SOLVER.CLIPS_PER_BATCH is not 0; MaskTrackRCNN does not learn from unlabelled clips."
 
 
 def _solver_faults(cfg: CfgNode) -> Iterator[str]:

@@ -13,7 +13,7 @@ __all__ = ["add_solotrack_config", "tracker_similarity"]
 
 def add_solotrack_config(cfg: CfgNode) -> None:
     """Add SOLO-Track's keys to a Detectron2 config, in place."""
-    cfg.MODEL.META_ARCHITECTURE = "SOLOTrack"
+    cfg.MODEL.META_ARCHITECTURE = "SOLOTrack"  # or the baseline "MaskTrackRCNN", which learns from labelled videos, M7.1
     cfg.MODEL.MASK_ON = True
     cfg.INPUT.FORMAT = "RGB"  # as torchvision's weights
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, M1.6
@@ -111,6 +111,14 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     video.PALINDROME = "full"  # there and back through the whole clip (eq 8), or "all" shorter ones too, M3.3
     video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
     cfg.MODEL.SOLO_TRACK.EMB_READ = "cell"  # where inference reads an embedding: "cell", "center_region" or "cluster", M5.2, A10
+
+    # ---- MaskTrack R-CNN (MODEL.META_ARCHITECTURE MaskTrackRCNN): Detectron2's Mask R-CNN and a track head, M7.1
+    track = cfg.MODEL.TRACK_HEAD = CfgNode()
+    track.POOLER_RESOLUTION = 7
+    track.POOLER_SAMPLING_RATIO = 2  # samples a side of each cell; 0 = as many as the box has pixels
+    track.NUM_FC = 2
+    track.FC_DIM = 1024  # D
+    track.LOSS_WEIGHT = 1.0
 
     # ---- data
     cfg.INPUT.MASK_FORMAT = "bitmask"

@@ -22,11 +22,12 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from solotrack.config import ConfigError
+from solotrack.config import ConfigError, trains_on_videos
 
 from .annotation_file import DatasetError
 from .catalog import check_num_classes, dataset_metadata, load_dataset
 from .mappers import ImageMapper
+from .pairs import load_pairs
 
 __all__ = ["SeededDataset", "TrainBatchSampler", "build_train_loader", "build_video_loader", "training_records", "training_samples"]
 
@@ -164,9 +165,11 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None, start_iter: int = 0) -> DataLoader:
     """Endless loader of lists of mapped images of ``DATASETS.TRAIN``, IMS_PER_BATCH / number of processes a batch.
 
+    For a model that learns from labelled videos an image is a frame and brings another one along, see ``PairMapper``.
+
     Args:
         cfg: config.
-        mapper: record -> sample; ImageMapper by default.
+        mapper: record -> sample; ImageMapper, or PairMapper, by default.
         start_iter: number of the first batch; the batches from there are those that an uninterrupted run gets (given SEED >= 0).
 
     Raises:
@@ -183,18 +186,14 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number of processes ({world_size})."
         )
     check_num_classes(cfg)
-    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-        if not records:
-            raise DatasetError(
-                f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an instance that is not a crowd; check the annotations, "
-                "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on images without instances."
-            )
+    if trains_on_videos(cfg):
+        records, default_mapper = load_pairs(cfg)
+    else:
+        records, default_mapper = _labelled_images(cfg), ImageMapper(cfg, is_train=True)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     groups = [int(cfg.DATALOADER.ASPECT_RATIO_GROUPING and record["width"] > record["height"]) for record in records]
     sampler = TrainBatchSampler(groups, cfg.SOLVER.IMS_PER_BATCH, seed, start_iter, comm.get_rank(), world_size)
-    dataset = SeededDataset(records, mapper or ImageMapper(cfg, is_train=True), seed)
+    dataset = SeededDataset(records, mapper or default_mapper, seed)
     logger.info(f"Training on {len(records)} images, from batch {start_iter}, seed {seed}")
     workers = cfg.DATALOADER.NUM_WORKERS
     return DataLoader(
@@ -207,6 +206,18 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(seed % 2**63),  # else the loader would draw from the global state
     )
+
+
+def _labelled_images(cfg: CfgNode) -> list[dict[str, Any]]:
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+        if not records:
+            raise DatasetError(
+                f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an instance that is not a crowd; check the annotations, "
+                "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on images without instances."
+            )
+    return records
 
 
 def _limit_threads(worker: int) -> None:

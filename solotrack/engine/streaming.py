@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
+from ..config import num_classes
 from ..data.catalog import class_to_dataset_id, dataset_metadata, model_class_names
 from ..data.categories import subset_category_ids
 from ..data.frames import Frame, FrameError, FrameSource, open_frames
@@ -92,14 +93,14 @@ def tracked_categories(cfg: CfgNode, dataset_name: str) -> dict[int, int]:
     """
     categories = _categories(dataset_name)
     if not categories:
-        return _numbered_from_one(cfg.MODEL.SOLO.NUM_CLASSES)
+        return _numbered_from_one(num_classes(cfg))
     scored = set(scored_categories(cfg, dataset_name))
     mapping = class_to_dataset_id(model_class_names(cfg), categories)
     return {label: category for label, category in mapping.items() if category in scored}
 
 
-def _numbered_from_one(num_classes: int) -> dict[int, int]:
-    return {label: label + 1 for label in range(num_classes)}
+def _numbered_from_one(count: int) -> dict[int, int]:
+    return {label: label + 1 for label in range(count)}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -169,7 +170,7 @@ class VideoTracker(nn.Module):
             dataset_name: registered videos to be scored: only their categories are tracked and results have their ids. None tracks all
                 classes; category ids are then the classes counted from 1.
         """
-        categories = tracked_categories(cfg, dataset_name) if dataset_name else _numbered_from_one(cfg.MODEL.SOLO.NUM_CLASSES)
+        categories = tracked_categories(cfg, dataset_name) if dataset_name else _numbered_from_one(num_classes(cfg))
         trk = cfg.TRACKER_HEADS
         return cls(
             model,
