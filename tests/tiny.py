@@ -159,6 +159,35 @@ def trained() -> tuple[CfgNode, torch.nn.Module]:
     return cfg, built.eval()
 
 
+def masktrack() -> dict[str, object]:
+    """Config changes that make it MaskTrack R-CNN, trained on the labelled test videos."""
+    return {
+        "MODEL.META_ARCHITECTURE": "MaskTrackRCNN",
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[10], [18], [28]],
+        "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4"],
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 60,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 60,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 32,
+        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
+        "MODEL.ROI_HEADS.NUM_CLASSES": 4,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.TRACK_HEAD.FC_DIM": 256,
+        "TEST.DETECTIONS_PER_IMAGE": 10,
+        "DATASETS.TRAIN": ["tiny_test"],
+        "TRACKER_HEADS.NULL_LOGIT": 0.0,
+        "TRACKER_HEADS.PROTO_UPDATE": "last",
+    }
+
+
 def detect_everything() -> dict[str, object]:
     """Config changes with which a model of random weights detects something in every image."""
     return {"MODEL.SOLO.UPDATE_THRESH": 0.0, "TRACKER_HEADS.SCORE_THRESH": 0.0}

@@ -58,6 +58,7 @@ from solotrack.modeling.solo import GridTargets, SOLOHead, assign_grid_targets, 
 from solotrack.ops.masks import masks_to_boxes
 from solotrack.ops.rle import encode_masks
 from solotrack.tracking.base import build_tracker
+from solotrack.tracking.offline import OfflineTracker
 
 # ---- measuring and reporting
 
@@ -370,9 +371,13 @@ def run_tracker(args: argparse.Namespace) -> None:
         }
 
         def track(name: str, trackers: Mapping = trackers, video: Sequence[Instances] = video) -> None:
-            trackers[name].reset()
+            tracker = trackers[name]
+            tracker.reset()
+            offline = isinstance(tracker, OfflineTracker)
             for instances in video:
-                trackers[name].update(instances)
+                (tracker.add if offline else tracker.update)(instances)
+            if offline:
+                tracker.link()
 
         seconds = alternate({name: lambda name=name, track=track: track(name) for name in trackers}, args.repeats, args.device)
         for name, values in seconds.items():

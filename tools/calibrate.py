@@ -43,8 +43,11 @@ def run(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise ConfigError("--seed must be at least 0.")
     cfg = load_config(args.config_file, config_words(args))
-    if not cfg.MODEL.SOLO_TRACK.EMB.ENABLED:
-        raise ConfigError("There is nothing to calibrate without an embedding head: MODEL.SOLO_TRACK.EMB.ENABLED must be True.")
+    if cfg.MODEL.META_ARCHITECTURE != "SOLOTrack" or not cfg.MODEL.SOLO_TRACK.EMB.ENABLED:
+        raise ConfigError(
+            "There is nothing to calibrate without SOLO-Track's embedding head: MODEL.META_ARCHITECTURE must be SOLOTrack and "
+            "MODEL.SOLO_TRACK.EMB.ENABLED True."
+        )
     check_device(cfg)
     register_custom(cfg)
     model = build_model(cfg)

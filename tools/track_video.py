@@ -12,7 +12,8 @@ It writes to the output folder, once the video is through or Ctrl-C was pressed:
   video.json       the video and the category names that results.json refers to, in YouTube-VIS' format
   tracks.csv       a row for each track in each frame: frame, time_s, track_id, category, score, x1, y1, x2, y2, area (pixels)
 
-Frames are read, tracked and drawn as a stream, so a video may be of any length. Too many weak detections: raise --score-thresh.
+Frames are read, tracked and drawn as a stream, so a video may be of any length (by SeqTracker, which looks at the whole video first, they
+are read twice). Too many weak detections: raise --score-thresh.
 Identities that swap or split: see TRACKER_HEADS in solotrack/config/defaults.py. Too little memory: lower TEST.FRAMES_PER_BATCH.
 Words after the options are config overrides: KEY VALUE KEY VALUE ...
 """
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--score-thresh", type=float, metavar="S", help="score a detection needs to be tracked (TRACKER_HEADS.SCORE_THRESH)"
     )
-    result.add_argument("--tracker", metavar="NAME", help="EmbeddingTracker, DistanceTracker or IoUTracker (TRACKER_HEADS.TRACKER_NAME)")
+    result.add_argument("--tracker", metavar="NAME", help="EmbeddingTracker, DistanceTracker, IoUTracker, ... (TRACKER_HEADS.TRACKER_NAME)")
     result.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     result.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     add_config_options(result, "the config the weights were trained with, e.g. config.yaml beside them")

@@ -13,8 +13,19 @@ from detectron2.config import CfgNode, get_cfg
 
 from .checks import ConfigError, check_config, check_device, flatten
 from .defaults import add_solotrack_config, tracker_similarity
+from .models import classes_key, num_classes, trains_on_videos
 
-__all__ = ["ConfigError", "add_solotrack_config", "check_config", "check_device", "load_config", "tracker_similarity"]
+__all__ = [
+    "ConfigError",
+    "add_solotrack_config",
+    "check_config",
+    "check_device",
+    "classes_key",
+    "load_config",
+    "num_classes",
+    "tracker_similarity",
+    "trains_on_videos",
+]
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:

@@ -11,6 +11,8 @@ from detectron2.config import CfgNode
 
 from solotrack.errors import SoloTrackError
 
+from .models import classes_key, num_classes
+
 __all__ = ["ConfigError", "check_config", "check_device", "flatten"]
 
 
@@ -20,7 +22,7 @@ class ConfigError(SoloTrackError, ValueError):
 
 # Key -> values it may take.
 _CHOICES = {
-    "MODEL.META_ARCHITECTURE": ("SOLOTrack",),
+    "MODEL.META_ARCHITECTURE": ("SOLOTrack", "MaskTrackRCNN"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.SOLO.TYPE": ("solo", "decoupled"),
     "MODEL.SOLO.NORM": ("GN", ""),
@@ -51,7 +53,7 @@ _CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.AMP.DTYPE": ("auto", "float16", "bfloat16"),
-    "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker"),
+    "TRACKER_HEADS.TRACKER_NAME": ("EmbeddingTracker", "DistanceTracker", "IoUTracker", "IoUTrackerPlus", "SeqTracker"),
     "TRACKER_HEADS.SIM": ("softmax_null", "softmax", "bisoftmax", "masa"),
     "TRACKER_HEADS.METRIC": ("auto", "dot", "cosine"),
     "TRACKER_HEADS.ASSIGN": ("greedy", "hungarian"),
@@ -101,6 +103,12 @@ _RANGES = {
     "MODEL.SOLO_TRACK.VIDEO.TEMPERATURE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": (-_INF, _INF),
     "MODEL.SOLO_TRACK.VIDEO.EDGE_DROPOUT": (0, 1),
+    "MODEL.TRACK_HEAD.POOLER_RESOLUTION": (1, _INF),
+    "MODEL.TRACK_HEAD.POOLER_SAMPLING_RATIO": (0, _INF),
+    "MODEL.TRACK_HEAD.NUM_FC": (1, _INF),
+    "MODEL.TRACK_HEAD.FC_DIM": (1, _INF),
+    "MODEL.TRACK_HEAD.LOSS_WEIGHT": (0, _INF),
+    "MODEL.ROI_HEADS.NUM_CLASSES": (1, _INF),
     "INPUT.CLIPS.MAX_GAP": (1, _INF),
     "INPUT.CLIPS.MAX_SIZE_TRAIN": (1, _INF),
     "INPUT.CLIPS.COLOR": (0, 1),
@@ -138,6 +146,9 @@ _RANGES = {
     "TRACKER_HEADS.DISTANCE.RETAIN": (0, _INF),
     "TRACKER_HEADS.IOU.MIN": (0, 1),
     "TRACKER_HEADS.IOU.RETAIN": (0, _INF),
+    "TRACKER_HEADS.SEQ.MIN_IOU": (0, 1),
+    "TRACKER_HEADS.SEQ.NMS": (0, 1),
+    "TRACKER_HEADS.SEQ.MAX_TRACKS": (0, _INF),
     "TRACKER_HEADS.TRACK_SCORE_TOPK": (1, _INF),
     "TRACKER_HEADS.CALIBRATION.IMAGES": (1, _INF),
     "TRACKER_HEADS.CALIBRATION.DROP": (0.01, 0.99),
@@ -235,8 +246,8 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             yield f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS})."
     names = cfg.DATASETS.CLASS_NAMES
-    if len(names) not in (0, solo.NUM_CLASSES):
-        yield f"DATASETS.CLASS_NAMES has {len(names)} names; give MODEL.SOLO.NUM_CLASSES ({solo.NUM_CLASSES}), or none."
+    if len(names) not in (0, num_classes(cfg)):
+        yield f"DATASETS.CLASS_NAMES has {len(names)} names; give {classes_key(cfg)} ({num_classes(cfg)}), or none."
     for key in ("CHANNELS", "BLOCKS"):
         numbers = cfg.MODEL.SMALL_RESNET[key]
         if len(numbers) != 4 or not all(isinstance(number, int) and number >= 1 for number in numbers):
@@ -248,10 +259,6 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.SOLO_TRACK.VIDEO.ENABLED needs MODEL.SOLO_TRACK.EMB.ENABLED: the video branch improves what the embedding head reads."
     if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED and solo.FREEZE:
         yield "MODEL.SOLO_TRACK.VIDEO.ENABLED and MODEL.SOLO.FREEZE exclude each other: the video branch acts on backbone and FPN."
-    if bool(cfg.SOLVER.CLIPS_PER_BATCH) != bool(cfg.DATASETS.TRAIN_CLIPS) or (
-        cfg.SOLVER.CLIPS_PER_BATCH and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED
-    ):
-        yield ("Learning from clips takes three keys: MODEL.SOLO_TRACK.VIDEO.ENABLED, SOLVER.CLIPS_PER_BATCH and DATASETS.TRAIN_CLIPS.")
     if cfg.TTA.ENABLED and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
         yield "TTA.ENABLED needs MODEL.SOLO_TRACK.VIDEO.ENABLED: the video branch's loss is what adapts the model."
     unknown = set(cfg.TTA.PARTS) - {"backbone", "fpn", "video_head"}
@@ -259,7 +266,9 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         yield f"TTA.PARTS is {cfg.TTA.PARTS}; it must name one or more of backbone, fpn and video_head."
     if solo.FREEZE and not emb.ENABLED:
         yield "MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train."
-    if cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
+    if cfg.MODEL.META_ARCHITECTURE == "MaskTrackRCNN":
+        yield from _masktrack_faults(cfg)
+    elif cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
         yield (
             "TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; "
             "use DistanceTracker or IoUTracker with plain SOLO."
@@ -271,12 +280,28 @@ def _clip_faults(cfg: CfgNode) -> Iterator[str]:
     data = cfg.DATASETS
     if cfg.SOLVER.CLIPS_PER_BATCH > 0 and not data.TRAIN_CLIPS:
         yield "SOLVER.CLIPS_PER_BATCH needs DATASETS.TRAIN_CLIPS; name a set of videos there."
+    if cfg.SOLVER.CLIPS_PER_BATCH > 0 and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
+        yield "SOLVER.CLIPS_PER_BATCH needs MODEL.SOLO_TRACK.VIDEO.ENABLED: the video branch is what learns from clips."
     names = [entry[0] for entry in data.CUSTOM.CLIPS if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)]
     if len(set(names)) < len(names):
         yield f"DATASETS.CUSTOM.CLIPS has a name more than once ({', '.join(names)}); give each set its own."
     for key in ("TRAIN", "TEST"):
         for name in set(names).intersection(data[key]):
             yield f"DATASETS.{key} has {name!r} of DATASETS.CUSTOM.CLIPS, which has no json; only DATASETS.TRAIN_CLIPS takes it."
+
+
+def _masktrack_faults(cfg: CfgNode) -> Iterator[str]:
+    """Values with which Detectron2's Mask R-CNN on an FPN does not work, or that mean nothing to it."""
+    if not cfg.MODEL.MASK_ON:
+        yield "MODEL.MASK_ON is False; MaskTrackRCNN is scored by masks."
+    for key in ("RPN", "ROI_HEADS"):
+        names = cfg.MODEL[key].IN_FEATURES
+        if not all(name.startswith("p") for name in names):
+            yield f"MODEL.{key}.IN_FEATURES is {names}; name outputs of the FPN, as projects/baselines/configs does."
+    if cfg.MODEL.SOLO_TRACK.EMB.VIEWS != 1:
+        yield "MODEL.SOLO_TRACK.EMB.VIEWS is 2; MaskTrackRCNN learns from pairs of frames, not of views: set it to 1."
+    if cfg.SOLVER.CLIPS_PER_BATCH:
+        yield "SOLVER.CLIPS_PER_BATCH is not 0; MaskTrackRCNN does not learn from unlabelled clips."
 
 
 def _solver_faults(cfg: CfgNode) -> Iterator[str]:

@@ -13,7 +13,7 @@ __all__ = ["add_solotrack_config", "tracker_similarity"]
 
 def add_solotrack_config(cfg: CfgNode) -> None:
     """Add SOLO-Track's keys to a Detectron2 config, in place."""
-    cfg.MODEL.META_ARCHITECTURE = "SOLOTrack"
+    cfg.MODEL.META_ARCHITECTURE = "SOLOTrack"  # or the baseline "MaskTrackRCNN", which learns from labelled videos, M7.1
     cfg.MODEL.MASK_ON = True
     cfg.INPUT.FORMAT = "RGB"  # as torchvision's weights
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, M1.6
@@ -112,6 +112,14 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
     cfg.MODEL.SOLO_TRACK.EMB_READ = "cell"  # where inference reads an embedding: "cell", "center_region" or "cluster", M5.2, A10
 
+    # ---- MaskTrack R-CNN (MODEL.META_ARCHITECTURE MaskTrackRCNN): Detectron2's Mask R-CNN and a track head, M7.1
+    track = cfg.MODEL.TRACK_HEAD = CfgNode()
+    track.POOLER_RESOLUTION = 7
+    track.POOLER_SAMPLING_RATIO = 2  # samples a side of each cell; 0 = as many as the box has pixels
+    track.NUM_FC = 2
+    track.FC_DIM = 1024  # D
+    track.LOSS_WEIGHT = 1.0
+
     # ---- data
     cfg.INPUT.MASK_FORMAT = "bitmask"
     cfg.INPUT.MIN_SIZE_TEST = 480  # M5.1, A8
@@ -167,7 +175,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
 
     # ---- tracking, M5
     trk = cfg.TRACKER_HEADS = CfgNode()
-    trk.TRACKER_NAME = "EmbeddingTracker"  # or "DistanceTracker" (M7.3), "IoUTracker"
+    trk.TRACKER_NAME = "EmbeddingTracker"  # or "DistanceTracker" (M7.3), "IoUTracker", "IoUTrackerPlus", "SeqTracker" (offline; both M7.4)
     trk.SCORE_THRESH = 0.05  # detections handed to the tracker, M5.1, A8
     trk.MAX_PER_FRAME = 10  # M5.1
     trk.PRE_NMS_THRESH = 1.0  # class-agnostic mask IoU above which the weaker detection goes; 1 = off (IDOL: 0.7), M5.1
@@ -183,8 +191,8 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     trk.PROTO_MOMENTUM = 0.5  # share of the new embedding in "ema", M5.3
     trk.RETAIN = 0  # frames an unseen track is kept; 0 = for the whole video, M5.3
     trk.INIT_SCORE = 0.0  # a detection with a lower score cannot start a track (IDOL: 0.2), M5.7
-    cues = trk.CUES = CfgNode()  # MaskTrack R-CNN's post-processing, M5.4
-    cues.ENABLED = False
+    cues = trk.CUES = CfgNode()  # MaskTrack R-CNN's post-processing, M5.4; the weights are IoUTrackerPlus' too
+    cues.ENABLED = False  # of EmbeddingTracker
     cues.SCORE = 1.0  # weight of the log detection score
     cues.IOU = 2.0
     cues.CLASS = 10.0
@@ -194,10 +202,17 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     dist.SAME_CLASS = True
     dist.RETAIN = 5  # frames
     iou = trk.IOU = CfgNode()  # plain IoU linking
-    iou.MIN = 0.3
+    iou.MIN = 0.3  # the smallest IoU of a link; IoUTrackerPlus' too, M7.4, A13
     iou.TYPE = "mask"  # or "box"
     iou.SAME_CLASS = True
     iou.RETAIN = 5  # frames
+    seq = trk.SEQ = CfgNode()  # SeqTracker: offline, by dynamic programming, M7.4, A13
+    seq.MIN_IOU = 0.3  # a link needs a larger IoU
+    seq.IOU = 2.0  # weight of a link's IoU, as CUES.IOU
+    seq.CLASS = 10.0  # gain of a link within a class, as CUES.CLASS
+    seq.COST = 10.0  # of every link; as large as CLASS, so that a link within a class gains what its IoU gives
+    seq.NMS = 0.5  # IoU with a track's detection above which others of its frame go with it; 1 = none
+    seq.MAX_TRACKS = 0  # a video; 0 = no limit
     # finalising a track, M5.5
     trk.TRACK_SCORE = "mean"  # "mean", "max" or "mean_topk"
     trk.TRACK_SCORE_TOPK = 10

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from solotrack.config import ConfigError
+from solotrack.config import ConfigError, classes_key, num_classes, trains_on_videos
 
 from .annotation_file import DatasetError, class_ids, read_categories
 from .categories import canonical_name, subset_category_ids
@@ -254,7 +254,8 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
 
 
 def check_num_classes(cfg: CfgNode) -> None:
-    """Check that the training sets are labelled images and have as many categories as the model, all sets the same ones in the same order.
+    """Check that the training sets are labelled images, or videos for a model that learns from these, and have as many categories as the
+    model, all sets the same ones in the same order.
 
     Raises:
         ConfigError: they do not.
@@ -264,13 +265,18 @@ def check_num_classes(cfg: CfgNode) -> None:
     first = None
     for name in names:
         metadata = dataset_metadata(name)
-        if metadata.evaluator_type == "ytvis":
+        is_videos = metadata.evaluator_type == "ytvis"
+        if is_videos and not trains_on_videos(cfg):
             raise ConfigError(f"DATASETS.TRAIN has {name}, which is a set of videos; training reads labelled images.")
-        classes = metadata.thing_classes
-        if len(classes) != cfg.MODEL.SOLO.NUM_CLASSES:
+        if trains_on_videos(cfg) and not is_videos:
             raise ConfigError(
-                f"MODEL.SOLO.NUM_CLASSES is {cfg.MODEL.SOLO.NUM_CLASSES} but {name} has {len(classes)} categories ({_some(classes)}); "
-                f"set MODEL.SOLO.NUM_CLASSES to {len(classes)}."
+                f"DATASETS.TRAIN has {name}, which is a set of images; {cfg.MODEL.META_ARCHITECTURE} learns from labelled videos."
+            )
+        classes = metadata.thing_classes
+        if len(classes) != num_classes(cfg):
+            key = classes_key(cfg)
+            raise ConfigError(
+                f"{key} is {num_classes(cfg)} but {name} has {len(classes)} categories ({_some(classes)}); set {key} to {len(classes)}."
             )
         first = first or classes
         if classes != first:

@@ -26,7 +26,7 @@ from .annotation_file import (
     sorted_categories,
 )
 
-__all__ = ["load_coco_instances"]
+__all__ = ["check_runs", "clean_segmentation", "load_coco_instances"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def load_coco_instances(json_file: str, image_root: str, category_map: Mapping[i
             if label is None:
                 dropped += 1
                 continue
-            segmentation = _clean_segmentation(annotation.get("segmentation"), image["height"], image["width"], where)
+            segmentation = clean_segmentation(annotation.get("segmentation"), image["height"], image["width"], where)
             if segmentation is None:
                 pointless += 1
                 continue
@@ -107,7 +107,7 @@ def load_coco_instances(json_file: str, image_root: str, category_map: Mapping[i
                 unmeasured.append((read, where))
         records.append(record)
 
-    _check_runs(unmeasured)
+    check_runs(unmeasured)
     for record in records:
         for annotation in record["annotations"]:
             annotation["bbox"] = annotation["bbox"] or _bounding_box(annotation["segmentation"])
@@ -144,7 +144,7 @@ def _group_by_image(
     return groups
 
 
-def _clean_segmentation(segmentation: Any, height: int, width: int, where: str) -> list | dict | None:
+def clean_segmentation(segmentation: Any, height: int, width: int, where: str) -> list | dict | None:
     """Polygons with at least three points, or compressed RLE; None where there is no mask."""
     if not segmentation:
         return None
@@ -182,7 +182,7 @@ def _given_box(annotation: Mapping[str, Any], where: str) -> list[float] | None:
     return box
 
 
-def _check_runs(annotations: Sequence[tuple[Mapping[str, Any], str]]) -> None:
+def check_runs(annotations: Sequence[tuple[Mapping[str, Any], str]]) -> None:
     """Check that the compressed RLEs of (annotation, what messages call it) cover their images; all at once, which is quick."""
     pixels = measure_counts([annotation["segmentation"]["counts"] for annotation, _ in annotations])[1]
     for (annotation, where), covered in zip(annotations, pixels.tolist(), strict=True):

@@ -47,9 +47,11 @@ class FrameSource(ABC):
             progress only, and ``count`` where it must be right.
         fps: frames a second that it yields, None where there is no such thing (image files, arrays).
         parallel: whether the frames can be decoded independently of one another.
+        repeatable: whether the frames can be iterated over more than once.
     """
 
     parallel = False
+    repeatable = True
 
     def __init__(self, image_format: str, every: int, max_frames: int | None, length: int | None, fps: float | None) -> None:
         if image_format not in ("RGB", "BGR"):

@@ -97,6 +97,8 @@ class ImageFiles(FrameSource):
 class Camera(FrameSource):
     """A camera by its number, read until it stops or the iteration is given up."""
 
+    repeatable = False
+
     def __init__(self, number: int, image_format: str, every: int = 1, max_frames: int | None = None) -> None:
         self._number = number
         capture = self._open()
@@ -135,6 +137,7 @@ class ArrayFrames(FrameSource):
         if self.length == 0:
             raise FrameError("The list of frames is empty; give at least one (H, W, 3) uint8 array.")
         self._arrays = arrays
+        self.repeatable = not isinstance(arrays, Iterator)
 
     def _read_jobs(self) -> Iterator[ReadJob]:
         for number, array in enumerate(self._arrays):

@@ -22,13 +22,14 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from solotrack.config import ConfigError
+from solotrack.config import ConfigError, trains_on_videos
 
 from .annotation_file import DatasetError
 from .catalog import check_num_classes, dataset_metadata, load_dataset
 from .clip_mapper import ClipMapper
 from .clip_sets import load_clip_videos
 from .mappers import ImageMapper
+from .pairs import load_pairs
 
 __all__ = [
     "MixedBatchSampler",
@@ -200,9 +201,11 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
     """Endless loader of batches: a list of IMS_PER_BATCH mapped images of ``DATASETS.TRAIN``, then CLIPS_PER_BATCH clips of the videos of
     ``DATASETS.TRAIN_CLIPS``, both divided by the number of processes. Whether there are clips has no influence on the images.
 
+    For a model that learns from labelled videos an image is a frame and brings another one along, see ``PairMapper``.
+
     Args:
         cfg: config.
-        mapper: record of an image -> sample; ImageMapper by default.
+        mapper: record -> sample; ImageMapper, or PairMapper, by default.
         start_iter: number of the first batch; the batches from there are those that an uninterrupted run gets (given SEED >= 0).
 
     Raises:
@@ -221,23 +224,18 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
         if number % world_size:
             raise ConfigError(f"SOLVER.{key} ({number}) must be a multiple of the number of processes ({world_size}).")
     check_num_classes(cfg)
-    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-        if not records:
-            raise DatasetError(
-                f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an instance that is not a crowd; check the annotations, "
-                "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on images without instances."
-            )
+    if trains_on_videos(cfg):
+        records, default_mapper = load_pairs(cfg)
+    else:
+        records, default_mapper = _labelled_images(cfg), ImageMapper(cfg, is_train=True)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     groups = [int(cfg.DATALOADER.ASPECT_RATIO_GROUPING and record["width"] > record["height"]) for record in records]
     sampler = TrainBatchSampler(groups, images, seed, start_iter, comm.get_rank(), world_size)
-    dataset = SeededDataset(records, mapper or ImageMapper(cfg, is_train=True), seed)
+    dataset = SeededDataset(records, mapper or default_mapper, seed)
     if clips:
         videos = load_clip_videos(cfg)
-        other_seed = int(
-            np.random.SeedSequence([seed, 1]).generate_state(1)[0]
-        )  # else image and clip of one position would be flipped alike
+        # of their own, else image and clip of one position would be flipped alike
+        other_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         clip_sampler = TrainBatchSampler([0] * len(videos), clips, other_seed, start_iter, comm.get_rank(), world_size)
         sampler = MixedBatchSampler([sampler, clip_sampler])
         dataset = MixedDataset([dataset, SeededDataset(videos, ClipMapper(cfg), other_seed)])
@@ -253,6 +251,18 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(seed % 2**63),  # else the loader would draw from the global state
     )
+
+
+def _labelled_images(cfg: CfgNode) -> list[dict[str, Any]]:
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_dataset(name)]
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+        if not records:
+            raise DatasetError(
+                f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an instance that is not a crowd; check the annotations, "
+                "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on images without instances."
+            )
+    return records
 
 
 def _limit_threads(worker: int) -> None:

@@ -1,14 +1,16 @@
-"""Videos: YouTube-VIS json -> video dicts. Labels are never read here: training has none and the evaluator reads them itself."""
+"""Videos: YouTube-VIS json -> video dicts. Labels are never read here: the method's training has none, the evaluator reads them itself,
+and baselines that learn from them have a reader of their own (ytvis_labels)."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .annotation_file import DatasetError, check_pictures_exist, read_annotation_file, require_keys
 
-__all__ = ["load_ytvis"]
+__all__ = ["check_frames_exist", "load_ytvis", "read_videos"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,14 @@ def load_ytvis(json_file: str, frame_root: str) -> list[dict[str, Any]]:
         FileNotFoundError: the json, the folder, or one of the first or last frames of a video is missing.
         DatasetError: the json is broken, or a video has no frames, a wrong length, an id that occurs twice or a value of a wrong type.
     """
-    data = read_annotation_file(json_file, required=("videos",))
+    videos = read_videos(read_annotation_file(json_file, required=("videos",)), json_file, frame_root)
+    check_frames_exist(videos, json_file, frame_root)
+    logger.info(f"{json_file}: {len(videos)} videos, {sum(video['length'] for video in videos)} frames")
+    return videos
+
+
+def read_videos(data: Mapping[str, Any], json_file: str, frame_root: str) -> list[dict[str, Any]]:
+    """The checked video dicts of a file that has been read, as ``load_ytvis``; frames are not looked for."""
     folder = os.path.abspath(frame_root)
     videos, ids = [], set()
     for number, video in enumerate(data["videos"]):
@@ -49,9 +58,14 @@ def load_ytvis(json_file: str, frame_root: str) -> list[dict[str, Any]]:
         videos.append(
             {"video_id": video["id"], "file_names": files, "height": video["height"], "width": video["width"], "length": len(files)}
         )
-    # a video's own first and last frame: a folder that was unpacked in part lacks whole videos
-    check_pictures_exist(
-        [file for video in videos for file in (video["file_names"][0], video["file_names"][-1])], folder, json_file, ends=8
-    )
-    logger.info(f"{json_file}: {len(videos)} videos, {sum(video['length'] for video in videos)} frames")
     return videos
+
+
+def check_frames_exist(videos: Sequence[Mapping[str, Any]], json_file: str, frame_root: str) -> None:
+    """Look for the first and last frame of some videos: a folder that was unpacked in part lacks whole videos.
+
+    Raises:
+        FileNotFoundError: the folder or one of these frames is missing.
+    """
+    frames = [file for video in videos for file in (video["file_names"][0], video["file_names"][-1])]
+    check_pictures_exist(frames, os.path.abspath(frame_root), json_file, ends=8)

@@ -24,6 +24,8 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "distance": ("TRACKER_HEADS.TRACKER_NAME", "DistanceTracker"),
     "distance, no gate": ("TRACKER_HEADS.TRACKER_NAME", "DistanceTracker", "TRACKER_HEADS.DISTANCE.MAX", "1e6"),
     "IoU": ("TRACKER_HEADS.TRACKER_NAME", "IoUTracker"),
+    "IoUTracker+": ("TRACKER_HEADS.TRACKER_NAME", "IoUTrackerPlus"),
+    "SeqTracker": ("TRACKER_HEADS.TRACKER_NAME", "SeqTracker"),
     "SOLO-Track": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
     "SOLO-Track + cues": (  # MaskTrack R-CNN's post-processing as published, METHOD 5.4
         *("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),

@@ -8,8 +8,11 @@ import math
 import os
 from collections import Counter
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 from ..data.loader import training_records, training_samples
 from ..files import atomic_write
@@ -17,7 +20,7 @@ from ..modeling.meta_arch.solo_track import SOLOTrack
 from ..modeling.solo.targets import count_unassigned
 from .checkpoint import AtomicCheckpointer
 
-__all__ = ["BestCheckpoint", "ReportScaleRanges"]
+__all__ = ["BestCheckpoint", "ReportScaleRanges", "SeedSteps"]
 
 
 class ReportScaleRanges(HookBase):
@@ -48,6 +51,22 @@ class ReportScaleRanges(HookBase):
             f"MODEL.SOLO.SCALE_RANGES and {total['overwritten']} lose their grid cells to others (MODEL.SOLO.NUM_GRIDS): "
             "these are not learned.",
         )
+
+
+class SeedSteps(HookBase):
+    """Seed PyTorch before every step from (seed, iteration, process), as the batches are: what a model draws at random in training, such as
+    Mask R-CNN's sample of proposals, is then the same in a resumed run.
+
+    Args:
+        seed: at least 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        (state,) = np.random.SeedSequence([self.seed, self.trainer.iter, comm.get_rank()]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state >> np.uint64(1)))
 
 
 class BestCheckpoint(HookBase):

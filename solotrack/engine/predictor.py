@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from torch import nn
 from tqdm import tqdm
 
-from ..config import ConfigError, check_device
+from ..config import ConfigError, check_device, num_classes
 from ..data.annotation_file import DatasetError
 from ..data.catalog import model_class_names
 from ..data.frames import Frame, FrameError, open_frames
@@ -193,15 +193,15 @@ class TrackCollector:
 
 def _class_names(cfg: CfgNode) -> list[str]:
     """As ``model_class_names``, or "class 1", "class 2", ... where the config has no names and the training set is not on this machine."""
-    num_classes = cfg.MODEL.SOLO.NUM_CLASSES
+    count = num_classes(cfg)
     try:
         names = model_class_names(cfg)
     except (ConfigError, DatasetError, FileNotFoundError):
         names = []
-    if len(names) == num_classes:
+    if len(names) == count:
         return names
     logger.warning("Classes have numbers instead of names: set DATASETS.CLASS_NAMES (config.yaml beside the checkpoint has them).")
-    return [f"class {i + 1}" for i in range(num_classes)]
+    return [f"class {i + 1}" for i in range(count)]
 
 
 class VideoPredictor:
@@ -276,6 +276,10 @@ class VideoPredictor:
 
         Returns:
             its detections with ``ID``; -1 belongs to no track.
+
+        Raises:
+            FrameError: not such an array.
+            ConfigError: the config's tracker is an offline one, which needs whole videos.
         """
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise FrameError("A frame must be a (H, W, 3) uint8 array in RGB.")

@@ -21,14 +21,17 @@ from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ..adaptation import TestTimeAdaptation
+from ..config import num_classes
 from ..data.catalog import class_to_dataset_id, dataset_metadata, model_class_names
 from ..data.categories import subset_category_ids
-from ..data.frames import Frame, FrameError, open_frames
+from ..data.frames import Frame, FrameError, FrameSource, open_frames
 from ..data.intensity import Stretch
 from ..data.prefetch import prefetch
 from ..ops.rle import encode_masks
 from ..tracking.base import OnlineTracker, build_tracker
 from ..tracking.finalize import TrackRecorder
+from ..tracking.offline import OfflineTracker
+from .offline import PendingVideo
 
 __all__ = ["VideoTracker", "amp_dtype", "record", "scored_categories", "track_detections", "tracked_categories"]
 
@@ -91,14 +94,14 @@ def tracked_categories(cfg: CfgNode, dataset_name: str) -> dict[int, int]:
     """
     categories = _categories(dataset_name)
     if not categories:
-        return _numbered_from_one(cfg.MODEL.SOLO.NUM_CLASSES)
+        return _numbered_from_one(num_classes(cfg))
     scored = set(scored_categories(cfg, dataset_name))
     mapping = class_to_dataset_id(model_class_names(cfg), categories)
     return {label: category for label, category in mapping.items() if category in scored}
 
 
-def _numbered_from_one(num_classes: int) -> dict[int, int]:
-    return {label: label + 1 for label in range(num_classes)}
+def _numbered_from_one(count: int) -> dict[int, int]:
+    return {label: label + 1 for label in range(count)}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -119,7 +122,7 @@ class VideoTracker(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        tracker: OnlineTracker,
+        tracker: OnlineTracker | OfflineTracker,
         make_recorder: Callable[[], TrackRecorder],
         class_to_dataset_id: Mapping[int, int] | Sequence[int],
         *,
@@ -171,7 +174,7 @@ class VideoTracker(nn.Module):
             dataset_name: registered videos to be scored: only their categories are tracked and results have their ids. None tracks all
                 classes; category ids are then the classes counted from 1.
         """
-        categories = tracked_categories(cfg, dataset_name) if dataset_name else _numbered_from_one(cfg.MODEL.SOLO.NUM_CLASSES)
+        categories = tracked_categories(cfg, dataset_name) if dataset_name else _numbered_from_one(num_classes(cfg))
         trk = cfg.TRACKER_HEADS
         return cls(
             model,
@@ -196,24 +199,54 @@ class VideoTracker(nn.Module):
         """The tracks of one video in YouTube-VIS form; ``source`` as for ``open_frames``."""
         return self.compare(source, {"": self.tracker}, video_id)[""]
 
-    def compare(self, source: Any, trackers: Mapping[str, OnlineTracker], video_id: int = 1) -> dict[str, list[dict]]:
+    def compare(self, source: Any, trackers: Mapping[str, OnlineTracker | OfflineTracker], video_id: int = 1) -> dict[str, list[dict]]:
         """The tracks that each of several trackers makes of the very same detections; the network runs once."""
         recorders = {name: self.make_recorder() for name in trackers}
+        pending = {name: PendingVideo(tracker) for name, tracker in trackers.items() if isinstance(tracker, OfflineTracker)}
         for tracker in trackers.values():
             self.start(tracker)
         length = 0
         with closing(self.detect(source)) as detections:
             for frame, instances in detections:
                 for name, tracker in trackers.items():
-                    record(recorders[name], frame.index, tracker.update(instances))
+                    if name in pending:
+                        pending[name].add(frame.index, instances)
+                    else:
+                        record(recorders[name], frame.index, tracker.update(instances))
                 length = frame.index + 1
+        for name, video in pending.items():
+            video.record(recorders[name])
         return {name: recorder.finish(video_id, length, self.class_to_dataset_id) for name, recorder in recorders.items()}
 
     def stream(self, source: Any, recorder: TrackRecorder | None = None) -> Iterator[tuple[Frame, Instances]]:
-        """Yield every frame with its tracked detections (``ID``), as soon as its batch is through the network."""
+        """Yield every frame with its tracked detections (``ID``), as soon as its batch is through the network.
+
+        With an offline tracker the first frame comes once the last is through the network: the frames are read twice.
+
+        Raises:
+            FrameError: a frame cannot be read; or frames that come only once, as a camera's, are to be read twice.
+        """
         self.start(self.tracker)
+        if isinstance(self.tracker, OfflineTracker):
+            yield from self._stream_twice(open_frames(source, self.image_format), source, recorder)
+            return
         with closing(self.detect(source)) as detections:
             yield from track_detections(detections, self.tracker, recorder)
+
+    def _stream_twice(self, frames: FrameSource, source: Any, recorder: TrackRecorder | None) -> Iterator[tuple[Frame, Instances]]:
+        if not frames.repeatable:
+            raise FrameError(
+                f"{type(self.tracker).__name__} is an offline tracker and reads a video twice, but a camera or an iterator gives its frames"
+                " only once; save them as a video or a list first, or choose an online TRACKER_HEADS.TRACKER_NAME."
+            )
+        pending = PendingVideo(self.tracker)
+        for frame, instances in self.detect(source):
+            pending.add(frame.index, instances)
+        with closing(prefetch(frames, self.decode_workers, self.frames_per_batch)) as again:
+            for frame, instances in zip(again, pending.frames(), strict=True):
+                if recorder is not None:
+                    record(recorder, frame.index, instances)
+                yield frame, instances
 
     def detect(self, source: Any) -> Iterator[tuple[Frame, Instances]]:
         """Yield every frame with its detections at the frame's own size, not yet linked.
@@ -240,7 +273,7 @@ class VideoTracker(nn.Module):
                 while done:  # a frame's masks go as soon as the caller has had them
                     yield done.popleft()
 
-    def start(self, tracker: OnlineTracker) -> None:
+    def start(self, tracker: OnlineTracker | OfflineTracker) -> None:
         """Make a tracker ready for a video: no tracks, and the model's calibrated null logit."""
         tracker.reset()
         null_logit = getattr(getattr(self.model, "embedding_head", None), "null_logit", None)

@@ -20,7 +20,7 @@ from ..errors import SoloTrackError
 from .calibration import CalibrateNullLogit
 from .checkpoint import AtomicCheckpointer
 from .evaluation import evaluate
-from .hooks import BestCheckpoint, ReportScaleRanges
+from .hooks import BestCheckpoint, ReportScaleRanges, SeedSteps
 from .streaming import amp_dtype
 
 __all__ = ["NonFiniteLossError", "Trainer", "TrainingStep", "build_optimizer"]
@@ -125,7 +125,7 @@ class TrainingStep(SimpleTrainer):
 
 
 class Trainer(DefaultTrainer):
-    """Trains ``cfg.MODEL.META_ARCHITECTURE`` on labelled images; ``resume_or_load`` continues exactly where the last checkpoint stands."""
+    """Trains ``cfg.MODEL.META_ARCHITECTURE``; ``resume_or_load`` continues exactly where the last checkpoint stands."""
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
@@ -133,7 +133,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         device_type = torch.device(cfg.MODEL.DEVICE).type
         # FPN outputs that no head reads have a convolution without gradients, which DistributedDataParallel must be told of.
-        unread = not set(model.backbone.output_shape()) <= set(cfg.MODEL.SOLO.IN_FEATURES)
+        unread = not set(model.backbone.output_shape()) <= set(model.in_features)
         processes = {"device_ids": None} if device_type == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread, **processes)
         # Reading the terms makes the host wait for a GPU; every 20 steps is what the writers print.
@@ -156,9 +156,12 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase | None]:
         cfg = self.cfg
         result = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if comm.is_main_process():
+        if cfg.SEED >= 0:
+            result.append(SeedSteps(cfg.SEED))
+        solo = cfg.MODEL.META_ARCHITECTURE == "SOLOTrack"
+        if solo and comm.is_main_process():
             result.append(ReportScaleRanges(cfg, self._trainer.model.module if comm.get_world_size() > 1 else self._trainer.model))
-        if cfg.MODEL.SOLO_TRACK.EMB.ENABLED and cfg.TRACKER_HEADS.CALIBRATION.ENABLED:
+        if solo and cfg.MODEL.SOLO_TRACK.EMB.ENABLED and cfg.TRACKER_HEADS.CALIBRATION.ENABLED:
             result.append(CalibrateNullLogit(cfg, self.model, (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD)))
         if comm.is_main_process():
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=self.max_iter))

@@ -18,8 +18,8 @@ from .memory import TrackMemory
 __all__ = ["OnlineTracker", "build_tracker", "check_choice", "select_instances"]
 
 
-def build_tracker(cfg: CfgNode, class_ids: Sequence[int] | None = None) -> OnlineTracker:
-    """The tracker that ``cfg.TRACKER_HEADS`` describes.
+def build_tracker(cfg: CfgNode, class_ids: Sequence[int] | None = None) -> BaseTracker:
+    """The tracker that ``cfg.TRACKER_HEADS`` describes: an :class:`OnlineTracker` or an ``OfflineTracker``.
 
     Args:
         cfg: a SOLO-Track config.

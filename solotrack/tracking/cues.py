@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
-from .assignment import DROPPED, NEW
+from solotrack.ops.masks import box_iou, mask_iou
 
-__all__ = ["assign_masktrack", "cue_scores"]
+from .assignment import DROPPED, NEW
+from .memory import TrackMemory
+
+__all__ = ["assign_masktrack", "cue_overlap", "cue_scores"]
 
 _SMALLEST = 1e-12  # keeps the logarithm of a zero finite
 
@@ -36,6 +41,13 @@ def cue_scores(
     cues = iou_weight * iou + class_weight * same_class
     null = cues.new_full((len(cues), 1), class_weight)
     return log_prob + score_weight * scores.float().clamp(min=_SMALLEST).log()[:, None] + torch.cat((null, cues), dim=1)
+
+
+def cue_overlap(seen: Mapping[str, torch.Tensor], memory: TrackMemory, iou_type: str) -> torch.Tensor:
+    """IoU (n, K) of detections with the tracks' last "box" (the original's, a pixel longer and wider) or "mask"."""
+    if iou_type == "box":
+        return box_iou(seen["boxes"], memory["boxes"], plus_one=True)
+    return mask_iou(seen["masks"], memory["masks"])
 
 
 def assign_masktrack(values: np.ndarray, null: np.ndarray, loser: str = "drop") -> np.ndarray:

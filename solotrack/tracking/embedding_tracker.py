@@ -13,12 +13,11 @@ from detectron2.structures import Instances
 from detectron2.tracking.base_tracker import TRACKER_HEADS_REGISTRY
 
 from solotrack.config import tracker_similarity
-from solotrack.ops.masks import box_iou, mask_iou
 from solotrack.ops.similarity import NORM_EPS, pairwise_similarity
 
 from .assignment import assign
 from .base import OnlineTracker, check_choice
-from .cues import assign_masktrack, cue_scores
+from .cues import assign_masktrack, cue_overlap, cue_scores
 
 __all__ = ["EmbeddingTracker", "match_scores"]
 
@@ -198,16 +197,12 @@ class EmbeddingTracker(OnlineTracker):
         if self._cues:
             log_prob = values if self._sim == "softmax_null" else values.clamp(min=_SMALLEST).log()
             same_class = seen["classes"][:, None] == memory["classes"][None]
-            values = cue_scores(log_prob, instances.scores, self._overlap(seen), same_class, **self._cue_weights)
+            overlap = cue_overlap(seen, memory, self._cue_iou_type)
+            values = cue_scores(log_prob, instances.scores, overlap, same_class, **self._cue_weights)
         values = values.cpu().numpy()  # the frame's second and last transfer
         if self._cues and self._assignment == "greedy":
             return assign_masktrack(values[:, 1:], values[:, 0], self._loser)
         return assign(values[:, 1:], values[:, 0], self._assignment, self._loser)
-
-    def _overlap(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if self._cue_iou_type == "box":
-            return box_iou(seen["boxes"], self._memory["boxes"], plus_one=True)
-        return mask_iou(seen["masks"], self._memory["masks"])
 
     def _renew(self, rows: np.ndarray, seen: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         columns = super()._renew(rows, seen)

@@ -110,7 +110,7 @@ def test_values_that_exclude_one_another() -> None:
         with pytest.raises(ConfigError, match=text):
             load_config("", overrides)
     load_config("", ["MODEL.SOLO_TRACK.EMB.ENABLED", "False", "TRACKER_HEADS.TRACKER_NAME", "IoUTracker"])
-    load_config("", [*own, "SOLVER.CLIPS_PER_BATCH", "4", "DATASETS.TRAIN_CLIPS", "['c']"])
+    load_config("", [*own, "MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "SOLVER.CLIPS_PER_BATCH", "4", "DATASETS.TRAIN_CLIPS", "['c']"])
     load_config("", ["MODEL.SOLO.NORM", "", "MODEL.SOLO.CHANNELS", "100"])
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from solotrack.data.loader import training_records, training_samples
 from solotrack.engine.checkpoint import AtomicCheckpointer
-from solotrack.engine.hooks import BestCheckpoint, ReportScaleRanges
+from solotrack.engine.hooks import BestCheckpoint, ReportScaleRanges, SeedSteps
 from tests import tiny
 
 
@@ -120,3 +120,24 @@ def test_report_of_instances_outside_the_scale_ranges(caplog: pytest.LogCaptureF
     assert record.getMessage().startswith(f"Of {len(sides)} instances in 10 training images, {outside} lie outside every range")
     assert record.levelno == level and (outside > 0) == (level == logging.WARNING)
     assert not tiny.difference(before, model.state_dict())
+
+
+def test_what_a_step_draws_is_decided_by_seed_and_iteration() -> None:
+    class Drawing(TrainerBase):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.drawn: dict[int, float] = {}
+            self.register_hooks([SeedSteps(seed)])
+
+        def run_step(self) -> None:
+            self.drawn[self.iter] = torch.rand(1).item()
+
+    def run(seed: int, start: int, stop: int) -> dict[int, float]:
+        trainer = Drawing(seed)
+        trainer.train(start, stop)
+        return trainer.drawn
+
+    whole = run(3, 0, 5)
+    torch.manual_seed(99)
+    assert run(3, 2, 5) == {i: whole[i] for i in (2, 3, 4)}
+    assert len(set(whole.values()) | set(run(4, 0, 5).values())) == 10

@@ -281,6 +281,25 @@ def test_images_without_anything_to_learn(train: Callable[..., Finished], tmp_pa
     assert all(value.isfinite().all() for name, value in final.items() if "null_logit" not in name)
 
 
+# ---- another network
+
+
+def test_masktrack_rcnn(train: Callable[..., Finished], tmp_path: Path) -> None:
+    """Pairs of labelled frames in, scored videos out; a killed run ends as an unbroken one, for proposals are drawn by iteration."""
+    changes = {**tiny.masktrack(), "SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2, "TRACKER_HEADS.SCORE_THRESH": 0.0}
+    done = train("unbroken", changes | {"DATASETS.TEST": ["tiny_test"]})
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "unbroken/inference/tiny_test/results.json").read_text())
+    assert {track["video_id"] for track in results} == {1, 2}
+    assert train("broken", changes, setup=KILL.format(step=3)).code == -signal.SIGKILL
+    assert train("broken", changes, "--resume").code == 0
+    unbroken, broken = (load(tmp_path / name / "model_final.pth") for name in ("unbroken", "broken"))
+    assert not tiny.difference(unbroken["model"], broken["model"])
+    other = train("other", changes | {"SEED": 1, "SOLVER.AMP.ENABLED": True})
+    assert other.code == 0, other.err
+    assert tiny.difference(unbroken["model"], load(tmp_path / "other" / "model_final.pth")["model"])
+
+
 # ---- several processes
 
 

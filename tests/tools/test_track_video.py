@@ -129,7 +129,7 @@ def test_video_file_thinned_out(tool, trained, frames, tmp_path):
     assert [name.rpartition("#")[2] for name in video["file_names"]] == ["0", "3"]
 
 
-@pytest.mark.parametrize("tracker", ["EmbeddingTracker", "DistanceTracker", "IoUTracker"])
+@pytest.mark.parametrize("tracker", ["EmbeddingTracker", "DistanceTracker", "IoUTracker", "SeqTracker"])
 def test_frames_of_several_sizes_give_readable_files(tool, trained, frames, tmp_path, monkeypatch, caplog, tracker):
     for number, (height, width) in {1: (60, 48), 4: (24, 32)}.items():
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(frames / f"f{number}.png")

@@ -9,9 +9,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.tracking.base_tracker import TRACKER_HEADS_REGISTRY, build_tracker_head
 
 from solotrack.config import load_config
-from solotrack.tracking import DistanceTracker, EmbeddingTracker, IoUTracker, build_tracker, select_instances
+from solotrack.tracking import DistanceTracker, EmbeddingTracker, IoUTracker, IoUTrackerPlus, build_tracker, select_instances
 
-TRACKERS = [EmbeddingTracker, DistanceTracker, IoUTracker]
+TRACKERS = [EmbeddingTracker, DistanceTracker, IoUTracker, IoUTrackerPlus]
 
 
 def random_instances(n: int, size: tuple[int, int] = (24, 32), seed: int = 0) -> Instances:
@@ -163,7 +163,7 @@ def test_built_from_config(tracker_class: type) -> None:
 def test_retain_of_each_tracker_comes_from_its_own_key() -> None:
     overrides = ["TRACKER_HEADS.RETAIN", "7", "TRACKER_HEADS.DISTANCE.RETAIN", "3", "TRACKER_HEADS.IOU.RETAIN", "4"]
     cfg = load_config("", overrides)
-    assert [tracker.from_config(cfg)["retain"] for tracker in TRACKERS] == [7, 3, 4]
+    assert [tracker.from_config(cfg)["retain"] for tracker in TRACKERS] == [7, 3, 4, 7]
 
 
 def test_unknown_choice() -> None:

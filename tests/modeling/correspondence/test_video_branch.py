@@ -90,9 +90,10 @@ def test_weights_of_images_alone_start_the_video_head(tmp_path: Path) -> None:
     ("words", "text"),
     [
         (["MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "MODEL.SOLO.FREEZE", "True"], "exclude each other"),
-        (["SOLVER.CLIPS_PER_BATCH", "2"], "takes three keys"),
-        (["SOLVER.CLIPS_PER_BATCH", "2", "DATASETS.TRAIN_CLIPS", "['a']"], "takes three keys"),
-        (["MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "DATASETS.TRAIN_CLIPS", "['a']"], "takes three keys"),
+        (["SOLVER.CLIPS_PER_BATCH", "2", "DATASETS.TRAIN_CLIPS", "['a']"], "needs MODEL.SOLO_TRACK.VIDEO.ENABLED"),
+        (["MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "SOLVER.CLIPS_PER_BATCH", "2"], "needs DATASETS.TRAIN_CLIPS"),
+        (["TTA.ENABLED", "True"], "needs MODEL.SOLO_TRACK.VIDEO.ENABLED"),
+        (["TTA.PARTS", "['heads']"], "must name one or more of backbone, fpn and video_head"),
     ],
 )
 def test_keys_that_need_one_another(words: list[str], text: str) -> None:

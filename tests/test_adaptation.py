@@ -1,0 +1,156 @@
+"""Test-time adaptation: what moves, and that it is undone whatever happens (METHOD 4, T11)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from solotrack.config import ConfigError
+from solotrack.data.frames import open_frames
+from solotrack.engine.streaming import VideoTracker
+from tests import tiny
+
+SIDE, LENGTH = 64, 7
+ADAPT = {
+    **tiny.detect_everything(),
+    "MODEL.SOLO_TRACK.VIDEO.ENABLED": True,
+    "MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 0.0,
+    "MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 6,
+    "TTA.ENABLED": True,
+    "TTA.LR": 0.1,
+    "TTA.ITERS": 3,
+    "TTA.CLIPS_PER_STEP": 2,
+}
+
+
+def video(length: int = LENGTH) -> list[np.ndarray]:
+    return list(np.random.default_rng(length).integers(0, 256, (length, SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def tracker(changes: dict | None = None) -> VideoTracker:
+    cfg = tiny.config(ADAPT | (changes or {}))
+    return VideoTracker.from_config(cfg, tiny.model(cfg, spread=0.3)).eval()
+
+
+def weights(tracker: VideoTracker) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in tracker.model.state_dict().items() if "null_logit" not in name}
+
+
+def changed(before: dict[str, torch.Tensor], tracker: VideoTracker) -> set[str]:
+    """Parts of the model with a weight that is another."""
+    after = weights(tracker)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    return {"fpn" if name.startswith("backbone.fpn") else name.partition(".")[0] for name in moved}
+
+
+def without(changes: dict | None = None) -> list[dict]:
+    return tracker({"TTA.ENABLED": False} | (changes or {})).track(video())
+
+
+@pytest.mark.parametrize("mode", ["video", "online", "continual"])
+def test_a_rate_of_zero_changes_nothing(mode: str) -> None:
+    still = tracker({"TTA.LR": 0.0, "TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})
+    before = weights(still)
+    assert still.track(video()) == without({"TEST.FRAMES_PER_BATCH": 1})
+    assert not changed(before, still) and len(still.adaptation.report.losses) == 3 and still.adaptation.report.change == 0
+
+
+@pytest.mark.parametrize("mode", ["video", "online"])
+def test_it_moves_the_model_and_puts_it_back(mode: str) -> None:
+    adapted = tracker({"TTA.MODE": mode})
+    before = weights(adapted)
+    seen = []
+    detections = adapted.detect(video())
+    for number, _ in enumerate(detections):
+        if number == LENGTH - 2:
+            seen.append(changed(before, adapted))
+    assert seen == [{"backbone", "fpn", "video_branch"}] and not changed(before, adapted)
+    report = adapted.adaptation.report
+    assert len(report.losses) == len(report.nodes) == 3 and report.change > 0 and report.seconds > 0 and not report.failed
+    assert adapted.track(video()) != without()
+    assert adapted.track(video()) == adapted.track(video()), "every video starts from the same weights and the same seed"
+
+
+def test_the_loss_of_a_clip_falls() -> None:
+    adapted = tracker({"TTA.ITERS": 20, "TTA.LR": 0.02})
+    adapted.track(video(2))  # every step has the same clip
+    losses = adapted.adaptation.report.losses
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(("part", "moved"), [("backbone", "backbone"), ("fpn", "fpn"), ("video_head", "video_branch")])
+def test_parts(part: str, moved: str) -> None:
+    adapted = tracker({"TTA.PARTS": [part]})
+    before = weights(adapted)
+    with adapted.adaptation.adapting(adapted.model, *source(adapted)):
+        assert changed(before, adapted) == {moved}
+
+
+def source(tracker: VideoTracker) -> tuple:
+    return open_frames(video()), lambda frame: tracker._prepare(frame).input
+
+
+def test_continual_goes_on_from_video_to_video() -> None:
+    adapted = tracker({"TTA.MODE": "continual"})
+    before = weights(adapted)
+    first = adapted.track(video())
+    middle = weights(adapted)
+    assert changed(before, adapted) == {"backbone", "fpn", "video_branch"}
+    assert adapted.track(video()) != first and changed(middle, adapted)
+
+
+def test_errors_in_the_middle_put_the_weights_back() -> None:
+    adapted = tracker()
+    before = weights(adapted)
+    broken = video()
+    broken[5] = broken[5].astype(np.float32)
+    with pytest.raises(RuntimeError, match="Frame 5"):
+        adapted.track(broken)
+    assert not changed(before, adapted)
+    adapted.tracker.update = lambda instances: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        adapted.track(video())
+    assert not changed(before, adapted), "also when the fault is not in the detection"
+    frames = adapted.detect(video())
+    next(frames)
+    assert changed(before, adapted)
+    frames.close()
+    assert not changed(before, adapted)
+
+
+@pytest.mark.parametrize("mode", ["video", "online", "continual"])
+def test_a_loss_that_is_not_finite_is_given_up(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})
+    before = weights(adapted)
+    tracks = adapted.track(video())
+    assert adapted.adaptation.report.failed and not changed(before, adapted) and "not finite" in caplog.text
+    if mode != "online":  # where frames had been tracked before it failed
+        assert tracks == without({"TEST.FRAMES_PER_BATCH": 1})
+
+
+def test_videos_with_nothing_to_learn_from() -> None:
+    short = tracker()
+    before = weights(short)
+    short.track(video(1))
+    assert not short.adaptation.report.losses, "a single frame is no clip"
+    blind = tracker({"MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 1.0})
+    blind.track(video())
+    assert blind.adaptation.report.losses == [0, 0, 0] and blind.adaptation.report.change == 0, "no instance in any frame"
+    alone = tracker({"MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 1})
+    alone.track(video())
+    assert alone.adaptation.report.losses == [0, 0, 0], "a single object always comes home"
+    assert not changed(before, short)
+
+
+def stream() -> Iterator[np.ndarray]:
+    yield from video()
+
+
+def test_streams_are_adapted_to_online_only() -> None:
+    online = tracker({"TTA.MODE": "online"})
+    assert online.track(stream()) and len(online.adaptation.report.losses) == 3
+    with pytest.raises(ConfigError, match=r"TTA\.MODE video needs a video whose frames can be read in any order; use TTA\.MODE online"):
+        tracker().track(stream())
