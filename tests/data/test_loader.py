@@ -303,6 +303,7 @@ def mixed(coco_entry: list[str], clip_folder: Path, *overrides: str) -> CfgNode:
     fixed = {
         "DATASETS.CUSTOM.CLIPS": str([[name, str(clip_folder)]]),
         "DATASETS.TRAIN_CLIPS": str([name]),
+        "MODEL.SOLO_TRACK.VIDEO.ENABLED": True,
         "SOLVER.CLIPS_PER_BATCH": "2",
         "INPUT.CLIPS.MIN_SIZE_TRAIN": "[20, 24, 28]",
         "INPUT.CLIPS.COLOR": "0.3",
