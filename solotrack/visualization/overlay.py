@@ -29,7 +29,7 @@ def draw_tracks(
         image: (H, W, 3) uint8 RGB; left as it is.
         instances: ``pred_masks`` (n, H, W) bool, ``ID`` (n,), ``pred_classes`` (n,) and ``scores`` (n,); detections without a track
             (ID -1) are left out.
-        class_names: name of each class; None writes its number.
+        class_names: name of each class; None writes its number. That of the only class is not written.
         alpha: weight of the colour inside a mask, 0 to 1.
         labels: write "#identity class score" at each instance.
         zoom: pixels that stand for one, in both directions, so that labels leave room to see small frames (:func:`readable_zoom`).
@@ -56,7 +56,8 @@ def draw_tracks(
         for identity, category, score, (x0, y0, x1, _), color in rows:
             if x0 < x1:
                 name = class_names[category] if class_names else f"class {category}"
-                _write_label(out, f"#{identity} {name} {score:.2f}", x0, y0, color)
+                words = [f"#{identity}", *([] if class_names and len(class_names) == 1 else [name]), f"{score:.2f}"]
+                _write_label(out, " ".join(words), x0, y0, color)
     return out
 
 
