@@ -77,7 +77,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    load_config(args.config_file, args.opts)  # a wrong key stops here, before any process starts
+    check_device(load_config(args.config_file, args.opts), args.num_gpus)  # what is wrong shows before any process starts
     try:
         launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except ProcessExitedException as stopped:

@@ -311,8 +311,8 @@ def _solver_faults(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.STEPS is {steps}; iterations must ascend."
 
 
-def check_device(cfg: CfgNode) -> None:
-    """Check that MODEL.DEVICE is there.
+def check_device(cfg: CfgNode, num_gpus: int = 1) -> None:
+    """Check that MODEL.DEVICE is there, and as many of it as processes on this machine will want.
 
     Raises:
         ConfigError: it is not.
@@ -324,3 +324,5 @@ def check_device(cfg: CfgNode) -> None:
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch sees {count or 'no'} GPU here; set MODEL.DEVICE to cpu.")
+    if device.type == "cuda" and num_gpus > count:
+        raise ConfigError(f"{num_gpus} GPUs are asked for but PyTorch sees {count} here; lower --num-gpus.")

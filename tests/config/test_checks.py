@@ -147,3 +147,11 @@ def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, device: str, coun
     with pytest.raises(ConfigError) as caught:
         check_device(load_config("", ["MODEL.DEVICE", device]))
     assert str(caught.value).startswith(f"MODEL.DEVICE {text}")
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_device(load_config("", ["MODEL.DEVICE", "cuda"]), 2)
+    check_device(load_config("", ["MODEL.DEVICE", "cpu"]), 8)
+    with pytest.raises(ConfigError, match="8 GPUs are asked for but PyTorch sees 2 here"):
+        check_device(load_config("", ["MODEL.DEVICE", "cuda"]), 8)
