@@ -31,7 +31,7 @@ class AdaptationReport:
         nodes: mean number of instances a frame that each step compared.
         change: L2 norm of the change of the weights over that of the weights, at the end.
         seconds: spent on reading clips and on steps.
-        failed: the loss became infinite or NaN; the weights went back to where they were.
+        failed: the loss became infinite or NaN; the weights went back to where they were before the video.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -48,7 +48,7 @@ class TestTimeAdaptation:
 
     * "video": all steps first, on clips drawn from the whole video; needs frames that can be read in any order.
     * "online": before each of the first frames but the very first, a step on it and the one before; also for cameras.
-    * "continual": as "video", but the weights are not put back: each video goes on from the one before.
+    * "continual": as "video", but the weights are put back after an error only: each video goes on from the one before.
     """
 
     __test__ = False  # no test case, whatever its name
@@ -85,6 +85,8 @@ class TestTimeAdaptation:
         self.max_gap = max_gap
         self.seed = seed
         self.report = AdaptationReport()
+        self._moving: list[nn.Parameter] = []
+        self._before: list[torch.Tensor] = []  # their values before the video
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -126,25 +128,25 @@ class TestTimeAdaptation:
         """
         self.report = AdaptationReport()
         self._moving = self.parameters(model)
-        before = [p.detach().clone() for p in self._moving]
+        self._before = [p.detach().clone() for p in self._moving]
         try:
             if self.mode != "online":
-                self._adapt_to_clips(model, source, prepare, before)
+                self._adapt_to_clips(model, source, prepare)
             yield
-        finally:
-            if self.mode == "online":
-                self._measure(before)
-            if self.mode != "continual":
-                self._put_back(before)
-            self._log()
+        except BaseException:
+            self._put_back()
+            raise
+        self._measure()
+        if self.mode != "continual":
+            self._put_back()
+        self._log()
 
     def before_frame(self, model: nn.Module, previous: dict | None, current: dict) -> None:
         """Take a step on two frames that follow each other ("online"; nothing otherwise, or once all steps are taken)."""
         if self.mode != "online" or previous is None or self.report.failed or len(self.report.losses) >= self.iters:
             return
         start = time.perf_counter()
-        before = [p.detach().clone() for p in self._moving]
-        self._step(model, [{"frames": [previous["image"], current["image"]]}], before)
+        self._step(model, [{"frames": [previous["image"], current["image"]]}])
         self.report.seconds += time.perf_counter() - start
 
     @property
@@ -152,7 +154,7 @@ class TestTimeAdaptation:
         """Whether the next frame has to be seen by itself, for a step comes before it."""
         return self.mode == "online" and not self.report.failed and len(self.report.losses) < self.iters
 
-    def _adapt_to_clips(self, model: nn.Module, source: FrameSource, prepare: Callable[..., dict], before: Sequence[torch.Tensor]) -> None:
+    def _adapt_to_clips(self, model: nn.Module, source: FrameSource, prepare: Callable[..., dict]) -> None:
         start = time.perf_counter()
         try:
             count = source.count()
@@ -166,13 +168,12 @@ class TestTimeAdaptation:
                 indices = sample_clips(count, self.clips_per_step, self.frames, self.max_gap, rng)
                 wanted = sorted({index for clip in indices for index in clip})
                 images = {frame.index: prepare(frame)["image"] for frame in source.read(wanted)}
-                self._step(model, [{"frames": [images[index] for index in clip]} for clip in indices], before)
+                self._step(model, [{"frames": [images[index] for index in clip]} for clip in indices])
                 if self.report.failed:
                     break
-            self._measure(before)
         self.report.seconds = time.perf_counter() - start
 
-    def _step(self, model: nn.Module, clips: list[dict], before: Sequence[torch.Tensor]) -> None:
+    def _step(self, model: nn.Module, clips: list[dict]) -> None:
         with torch.enable_grad():
             loss, nodes = model.cycle_loss(clips)
             gradients = torch.autograd.grad(loss, self._moving, allow_unused=True)
@@ -181,7 +182,7 @@ class TestTimeAdaptation:
         finite = all(g is None or g.isfinite().all() for g in gradients)
         if not np.isfinite(self.report.losses[-1]) or not finite:
             self.report.failed = True
-            self._put_back(before)
+            self._put_back()
             return
         with torch.no_grad():
             for parameter, gradient in zip(self._moving, gradients, strict=True):
@@ -189,20 +190,22 @@ class TestTimeAdaptation:
                     parameter.sub_(gradient, alpha=self.lr)
 
     @torch.no_grad()
-    def _put_back(self, before: Sequence[torch.Tensor]) -> None:
-        for parameter, value in zip(self._moving, before, strict=True):
+    def _put_back(self) -> None:
+        for parameter, value in zip(self._moving, self._before, strict=True):
             parameter.copy_(value)
 
     @torch.no_grad()
-    def _measure(self, before: Sequence[torch.Tensor]) -> None:
-        change = sum((p - value).square().sum() for p, value in zip(self._moving, before, strict=True))
-        size = sum(value.square().sum() for value in before)
-        self.report.change = float((change / size).sqrt()) if len(before) else 0.0
+    def _measure(self) -> None:
+        change = sum((p - value).square().sum() for p, value in zip(self._moving, self._before, strict=True))
+        size = sum(value.square().sum() for value in self._before)
+        self.report.change = float((change / size).sqrt()) if self._before else 0.0
 
     def _log(self) -> None:
         report = self.report
         if report.failed:
-            logger.warning("The adaptation's loss is not finite; the video is tracked with the weights as they were. Lower TTA.LR.")
+            logger.warning(
+                "The adaptation's loss is not finite; the video is tracked with the weights as they were before it. Lower TTA.LR."
+            )
         elif not report.losses:
             logger.info("Not adapted: the video has too few frames.")
         else:

@@ -121,6 +121,39 @@ def test_errors_in_the_middle_put_the_weights_back() -> None:
     assert not changed(before, adapted)
 
 
+def test_an_error_in_mid_adaptation_puts_continual_weights_back_too() -> None:
+    adapted = tracker({"TTA.MODE": "continual"})
+    before = weights(adapted)
+    step, steps = adapted.adaptation._step, []
+
+    def fail_at_the_third(*args) -> None:
+        steps.append(changed(before, adapted))
+        if len(steps) == 3:
+            raise MemoryError
+        step(*args)
+
+    adapted.adaptation._step = fail_at_the_third
+    with pytest.raises(MemoryError):
+        adapted.track(video())
+    assert steps[-1] and not changed(before, adapted)
+
+
+def test_an_error_under_an_offline_tracker_puts_the_weights_back() -> None:
+    adapted = tracker({"TRACKER_HEADS.TRACKER_NAME": "SeqTracker"})
+    before = weights(adapted)
+    adapted.tracker.add = lambda instances: 1 / 0
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(adapted.stream(video()))
+    assert caught.tb and not changed(before, adapted), "at once, though the traceback keeps the generator alive"
+
+
+def test_online_goes_back_to_the_weights_before_the_video_when_it_fails() -> None:
+    adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": "online"})
+    before = weights(adapted)
+    states = [changed(before, adapted) for _ in adapted.detect(video())]
+    assert any(states) and not states[-1] and adapted.adaptation.report.failed, "the frames after the failure see the old weights"
+
+
 @pytest.mark.parametrize("mode", ["video", "online", "continual"])
 def test_a_loss_that_is_not_finite_is_given_up(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})

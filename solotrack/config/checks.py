@@ -300,8 +300,8 @@ def _masktrack_faults(cfg: CfgNode) -> Iterator[str]:
             yield f"MODEL.{key}.IN_FEATURES is {names}; name outputs of the FPN, as projects/baselines/configs does."
     if cfg.MODEL.SOLO_TRACK.EMB.VIEWS != 1:
         yield "MODEL.SOLO_TRACK.EMB.VIEWS is 2; MaskTrackRCNN learns from pairs of frames, not of views: set it to 1."
-    if cfg.SOLVER.CLIPS_PER_BATCH:
-        yield "SOLVER.CLIPS_PER_BATCH is not 0; MaskTrackRCNN does not learn from unlabelled clips."
+    if cfg.SOLVER.CLIPS_PER_BATCH or cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
+        yield "MODEL.SOLO_TRACK.VIDEO.ENABLED or SOLVER.CLIPS_PER_BATCH is on; MaskTrackRCNN does not learn from unlabelled clips."
 
 
 def _solver_faults(cfg: CfgNode) -> Iterator[str]:

@@ -240,8 +240,9 @@ class VideoTracker(nn.Module):
                 " only once; save them as a video or a list first, or choose an online TRACKER_HEADS.TRACKER_NAME."
             )
         pending = PendingVideo(self.tracker)
-        for frame, instances in self.detect(source):
-            pending.add(frame.index, instances)
+        with closing(self.detect(source)) as detections:
+            for frame, instances in detections:
+                pending.add(frame.index, instances)
         with closing(prefetch(frames, self.decode_workers, self.frames_per_batch)) as again:
             for frame, instances in zip(again, pending.frames(), strict=True):
                 if recorder is not None:

@@ -133,7 +133,9 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         device_type = torch.device(cfg.MODEL.DEVICE).type
         # FPN outputs that no head reads have a convolution without gradients, which DistributedDataParallel must be told of.
+        # So has a video branch that is there for test-time adaptation only.
         unread = not set(model.backbone.output_shape()) <= set(model.in_features)
+        unread |= cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED and not cfg.SOLVER.CLIPS_PER_BATCH
         processes = {"device_ids": None} if device_type == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread, **processes)
         # Reading the terms makes the host wait for a GPU; every 20 steps is what the writers print.
