@@ -36,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dataset", metavar="NAME", help="registered videos with annotations (default: the first of DATASETS.TEST)")
     result.add_argument("--output", required=True, metavar="DIR", help="folder for tables and results")
     result.add_argument(
-        "--trackers", nargs="+", choices=list(TRACKERS), default=list(TRACKERS), metavar="NAME", help=f"of {', '.join(TRACKERS)}"
+        "--tracker",
+        action="append",
+        choices=list(TRACKERS),
+        metavar="NAME",
+        help=f"a row of the table; may be given several times (default: all of {'; '.join(TRACKERS)})",
     )
     add_config_options(result)
     return result
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     model = build_model(cfg)
     AtomicCheckpointer(model).load_for_inference(cfg.MODEL.WEIGHTS)
-    rows = compare_trackers(cfg, model.eval(), dataset, args.output, {name: TRACKERS[name] for name in args.trackers})
+    rows = compare_trackers(cfg, model.eval(), dataset, args.output, {name: TRACKERS[name] for name in args.tracker or TRACKERS})
     table = tabulate(
         [[name, *(f"{values[c]:.1f}" for c in COLUMNS)] for name, values in rows.items()],
         headers=["tracker", *COLUMNS],

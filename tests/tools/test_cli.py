@@ -123,6 +123,15 @@ def test_comparison(project: Project) -> None:
     assert f"{rows['IoU']['AP']:.1f}" in table.splitlines()[3]
 
 
+def test_comparison_of_some_trackers_with_overrides(project: Project) -> None:
+    model = ["--config-file", "run/config.yaml", "--weights", "run/model_final.pth", "--output", "some"]
+    done = project.tool(
+        "compare_trackers", *model, "--tracker", "IoU", "--tracker", "distance, no gate", "TRACKER_HEADS.SCORE_THRESH", "0.9"
+    )
+    assert done.code == 0, done.err
+    assert list(json.loads((project.folder / "some" / "comparison.json").read_text())) == ["IoU", "distance, no gate"]
+
+
 def test_scores_of_the_written_results_are_those_of_the_comparison(project: Project) -> None:
     scores = json.loads((project.folder / "scores.json").read_text())
     row = json.loads((project.folder / "compare" / "comparison.json").read_text())["SOLO-Track"]
