@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,17 @@ class _NumpyUnpickler(pickle.Unpickler):
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which a weights file has no need of")
         return super().find_class(module, name)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Bytes that are no pickle, or a damaged one, spell any instructions and so raise any error; make it one."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:
+        raise pickle.UnpicklingError(str(error) or type(error).__name__) from error
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -147,12 +160,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 damaged = archive.testzip()
             if damaged:
                 raise ValueError(f"the check sum of {damaged} in it is wrong")
-        return torch.load(f, map_location="cpu", weights_only=True)
+        with _damage_named():
+            return torch.load(f, map_location="cpu", weights_only=True)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
-        with open(filename, "rb") as file:
+        with open(filename, "rb") as file, _damage_named():
             data = _NumpyUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
         if "model" in data:
             return data

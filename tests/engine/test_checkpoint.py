@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import signal
 from pathlib import Path
 
@@ -176,6 +177,16 @@ def test_damaged_files_are_named(saved: Path, how: str) -> None:
     assert (model.weight == 7).all()
     with pytest.raises(CheckpointError, match=r"good\.pth is not a readable checkpoint"):
         reload(saved)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
+def test_whatever_bytes_spell_is_named(tmp_path: Path, name: str) -> None:
+    """Text and noise read as a pickle's instructions: "broken" pops from an empty stack."""
+    rng = random.Random(0)
+    for content in [b"broken", b"weights", *(rng.randbytes(rng.randrange(1, 40)) for _ in range(150))]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
+            AtomicCheckpointer(linear(7)).load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": 3}, "text", None])
