@@ -168,7 +168,8 @@ def test_what_does_not_go_with_it() -> None:
         ({"MODEL.MASK_ON": False}, "MASK_ON is False"),
         ({"MODEL.RPN.IN_FEATURES": ["res4"]}, r"MODEL\.RPN\.IN_FEATURES is \['res4'\]; name outputs of the FPN"),
         ({"MODEL.SOLO_TRACK.EMB.VIEWS": 2}, "VIEWS is 2"),
-        ({"SOLVER.CLIPS_PER_BATCH": 2}, "CLIPS_PER_BATCH is not 0"),
+        ({"SOLVER.CLIPS_PER_BATCH": 2}, "does not learn from unlabelled clips"),
+        ({"MODEL.SOLO_TRACK.VIDEO.ENABLED": True}, "does not learn from unlabelled clips"),
         ({"DATASETS.CLASS_NAMES": ["a"]}, r"1 names; give MODEL\.ROI_HEADS\.NUM_CLASSES \(4\)"),
     ):
         with pytest.raises(ConfigError, match=text):
