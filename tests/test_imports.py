@@ -26,6 +26,7 @@ MAY_KNOW = {
     "visualization": {"ops", "errors", "files"},
     "adaptation": LIBRARY | COMMON,
     "engine": LIBRARY | COMMON | {"adaptation"},
+    "reproduce": COMMON | {"engine"},
     "": LIBRARY | COMMON | {"adaptation", "engine"},  # solotrack/__init__.py
 }
 OUTSIDE = ("tools", "launch", "projects", "tests")  # imported by nothing in the package

@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_api
 
+from solotrack.data.catalog import dataset_metadata
 from solotrack.data.synthetic import write_synthetic
+from solotrack.data.ytvis_split import split_ytvis
 from solotrack.engine.cli import run_tool
 from solotrack.files import atomic_write
 from solotrack.visualization.contact_sheet import contact_sheet, draw_masks
@@ -29,11 +31,20 @@ OUTPUT/stats.json for how hard the videos are to track.
 example: python tools/prepare_data.py synthetic --output datasets/synthetic --seed 0
 """
 
+SPLIT_HELP = """\
+Hold a part of the labelled videos of YouTube-VIS 2019 out, since the labels of its validation set are not public: OUTPUT/learn.json and
+OUTPUT/held_out.json, with frame names relative to DETECTRON2_DATASETS (default: datasets). Videos to hold out are drawn by the seed from
+those that show one of the 20 categories whose names COCO has.
+
+example: python tools/prepare_data.py ytvis-split --output datasets/ytvis_split
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_synthetic(commands)
+    _add_split(commands)
     return run_tool(lambda args: args.run(args), parser, argv)
 
 
@@ -67,6 +78,27 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace synthetic data made with other parameters")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run_synthetic)
+
+
+def _add_split(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "ytvis-split",
+        help="hold labelled videos of YouTube-VIS 2019 out",
+        description=SPLIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the two files")
+    parser.add_argument("--held-out", type=int, default=300, metavar="N", help="videos to hold out (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: %(default)s)")
+    parser.set_defaults(run=run_split)
+
+
+def run_split(args: argparse.Namespace) -> None:
+    """Write the two halves of YouTube-VIS's training set."""
+    metadata = dataset_metadata("ytvis_2019_train")
+    root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    learn, held_out = split_ytvis(metadata.json_file, metadata.image_root, args.output, root, args.held_out, seed=args.seed)
+    print(f"{args.output}: {learn} videos to learn from, {held_out} held out")
 
 
 def run_synthetic(args: argparse.Namespace) -> None:

@@ -1,165 +1,164 @@
 #!/usr/bin/env python3
 """Reproduce a table: train what is missing, measure, and write the table with mean and standard error over seeds.
 
-  tools/reproduce.py ablation --output output/ablation --seeds 0 1 2      (distance, IoU, IC and IC + ME, each literal and with two views)
+  tools/reproduce.py table1 --data synthetic --seeds 0 1 2       what each part adds: distance, IC, IC + ME, + video
+  tools/reproduce.py table2 --data synthetic --seeds 0 1 2       2, 3 and 4 frames in the cycle
+  tools/reproduce.py table3 --data synthetic --seeds 0 1 2       other systems, with and without post-processing; + adaptation
+  tools/reproduce.py table1 --data coco-ytvis                    at full size, where the data and the GPUs are; else what each line needs
+  tools/reproduce.py ablation --output output/ablation           image losses on synthetic data
 
-What is done already is not done again, so an interrupted run continues. Cells of the table are independent and run side by side (--jobs).
-A folder's logs/ has what each command printed.
+What is done already is not done again, so an interrupted run continues, and tables in one folder share their trainings. Commands run
+side by side (--jobs); logs/ has what each printed. --dry-run prints the plan. A smoke run of minutes:
+
+  tools/reproduce.py table1 --seeds 0 --output output/smoke --data-options "--images 40 --val-images 10 --videos 2 --unlabelled-videos 2" \\
+      --override SOLVER.MAX_ITER 20 TRACKER_HEADS.CALIBRATION.IMAGES 20
 """
 
 from __future__ import annotations
 
+import solotrack  # noqa: F401  (registers models, trackers and data sets; before Detectron2, whose import it quiets)
+
+# isort: split
 import argparse
-import json
 import os
+import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from solotrack.config import ConfigError
 from solotrack.engine.cli import run_tool
-from solotrack.engine.plan import Stage, run_plan
+from solotrack.engine.plan import Stage, obstacles, run_plan, unfinished, visible_gpus
 from solotrack.files import atomic_write
+from solotrack.reproduce.definition import Table
+from solotrack.reproduce.planning import Run, logs_folder, table_plan
+from solotrack.reproduce.plots import plot_ap, plot_losses
+from solotrack.reproduce.report import as_html, as_markdown
+from solotrack.reproduce.results import changed_settings, fillable, table_results
+from solotrack.reproduce.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: how its model is trained."""
-
-    name: str
-    folder: str
-    config: str
-
-
-ABLATION = (
-    Row("IC, literal", "ic", "projects/quickstart/configs/ablation/ic.yaml"),
-    Row("IC + ME, literal", "ic_me", "projects/quickstart/configs/ablation/ic_me.yaml"),
-    Row("IC, one view, cosine and batch (control)", "ic_one_view_control", "projects/quickstart/configs/ablation/ic_one_view_control.yaml"),
-    Row("IC, two views", "ic_two_view", "projects/quickstart/configs/ablation/ic_two_view.yaml"),
-    Row("IC + ME, two views", "ic_me_two_view", "projects/quickstart/configs/ablation/ic_me_two_view.yaml"),
-)
-
-
-def ablation_plan(output: str, seeds: list[int], data_seed: int) -> list[Stage]:
-    """Data, then for each row and seed: train, compare trackers, shift test."""
-    data = f"{output}/data/synthetic"
-
-    def tool(name: str, *arguments: str) -> tuple[str, ...]:
-        return (sys.executable, f"tools/{name}.py", *arguments)
-
-    stages = [Stage("data", tool("prepare_data", "synthetic", "--output", data, "--seed", str(data_seed)), (f"{data}/stats.json",))]
-    for seed in seeds:
-        for row in ABLATION:
-            cell = f"{row.folder}/seed{seed}"
-            folder, weights = f"{output}/{cell}", f"{output}/{cell}/model_final.pth"
-            train = tool(
-                "train_net", "--config-file", row.config, "--resume", "OUTPUT_DIR", folder, "SEED", str(seed), "DATASETS.TEST", "()"
-            )
-            model = ("--config-file", row.config, "--weights", weights)
-            compare = tool("compare_trackers", *model, "--dataset", "synthetic_test", "--output", folder)
-            shift = tool(
-                "shift_test", *model, "--images", "synthetic_val", "--videos", "synthetic_test", "--output-json", f"{folder}/shift.json"
-            )
-            stages += [
-                Stage(f"{cell}/train", train, (weights,), ("data",)),
-                Stage(f"{cell}/compare", compare, (f"{folder}/comparison.json",), (f"{cell}/train",)),
-                Stage(f"{cell}/shift", shift, (f"{folder}/shift.json",), (f"{cell}/train",)),
-            ]
-    return stages
-
-
-def _cell(values: list[float], digits: int) -> str:
-    """Mean ± standard error."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}" if values else "not run"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.{digits}f}"
-
-
-def ablation_table(output: str, seeds: list[int]) -> str:
-    """Markdown of the cells that are there. AP columns are percent, on the same detections within a row."""
+def describe(table: Table, run: Run, stages: list[Stage], gpus: int) -> str:
+    """The plan: each stage, what it needs and how it stands."""
+    to_run = {stage.name for stage in unfinished(stages, fillable(table, run, stages, gpus))}
+    wanted = {stage.name for stage in unfinished(stages)}
     lines = []
-    for row in ABLATION:
-        cells = [Path(output, row.folder, f"seed{seed}") for seed in seeds]
-        cells = [cell for cell in cells if (cell / "comparison.json").exists() and (cell / "shift.json").exists()]
-        scores = [json.loads((cell / "comparison.json").read_text()) for cell in cells]
-        shifts = [json.loads((cell / "shift.json").read_text()) for cell in cells]
-        own, baselines = "SOLO-Track", ("distance", "distance, no gate")
-        lines.append(
-            [
-                row.name,
-                *(_cell([s[tracker]["AP"] for s in scores], 1) for tracker in (*baselines, "IoU", own, "SOLO-Track + cues")),
-                _cell([s[own]["AP"] - max(s[tracker]["AP"] for tracker in baselines) for s in scores], 1),
-                *(_cell([s[own][key] for s in scores], 1) for key in ("AP50", "AR10")),
-                _cell([s["videos"]["new_object_auc"] for s in shifts], 3),
-                _cell([s["videos"]["match"] for s in shifts], 3),
-                _cell([s["shift"]["match"] for s in shifts], 3),
-                _cell([s["shift"]["distance"] for s in shifts], 3),
-            ]
-        )
-    headers = [
-        "training",
-        "AP distance",
-        "AP distance, no gate",
-        "AP IoU",
-        "AP embedding",
-        "AP + cues",
-        "gain over distance",
-        "AP50",
-        "AR10",
-    ]
-    headers += ["new-object AUC", "match, videos", "match, shift test", "nearest centre, shift test"]
-    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    for stage in stages:
+        lacking = obstacles([stage], gpus)
+        if stage.done:
+            state = "done"
+        elif stage.name in to_run:
+            state = "missing"
+        elif stage.name not in wanted:
+            state = "not needed any more"
+        else:
+            state = f"cannot run here: needs {', '.join(lacking)}" if lacking else "waits for what cannot run here"
+        lines.append([stage.name, ", ".join(stage.needs), stage.gpus or "", f"{stage.hours:.1f}" if stage.hours else "", state])
+    text = tabulate(lines, ["stage", "needs", "GPUs", "hours", "state"], tablefmt="github", disable_numparse=True)
+    return f"{text}\n\n{len(stages)} stages: {sum(stage.done for stage in stages)} done, {len(to_run)} to run"
 
 
-def run_ablation(args: argparse.Namespace) -> None:
-    stages = ablation_plan(args.output, args.seeds, args.data_seed)
-    os.environ["DETECTRON2_DATASETS"] = f"{args.output}/data"
-    missing = [stage for stage in stages if not stage.done]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int) -> None:
+    """Run what can be run here, and write the table, also after failures."""
+    targets = fillable(table, run, stages, len(gpus))
+    outcomes: dict[str, str] = {}
     try:
-        with tqdm(total=len(missing), unit="stage", desc="ablation") as bar:
+        with tqdm(total=len(unfinished(stages, targets)), unit="stage", desc=table.name, disable=not targets) as bar:
 
             def report(stage: Stage, outcome: str) -> None:
-                if stage in missing:
-                    bar.update()
-                    bar.write(f"{stage.name}: {outcome}")
+                outcomes[stage.name] = outcome
+                bar.write(f"{stage.name}: {outcome}")
+                bar.update()
 
-            run_plan(stages, f"{args.output}/logs", args.jobs, threads, report)
+            threads = max(1, (os.cpu_count() or 1) // jobs)
+            run_plan(stages, logs_folder(run), jobs, threads, report, gpus, targets)
     finally:
-        table = ablation_table(args.output, args.seeds)
-        with atomic_write(f"{args.output}/ablation.md") as file:
-            file.write(table + "\n")
-        print(f"\n{table}\n\nmean ± standard error over seeds {', '.join(map(str, args.seeds))}; {args.output}/ablation.md")
+        print(f"\n{write(table, run, stages, len(gpus), outcomes)}\n{run.folder}/{table.name}.md, .html and .png")
+
+
+def write(table: Table, run: Run, stages: list[Stage], gpus: int, outcomes: Mapping[str, str]) -> str:
+    """Write what is there as markdown, HTML and pictures; returns the markdown."""
+    results = table_results(table, run, stages, gpus, outcomes)
+    warnings = changed_settings(table, run)
+    pictures = {f"{table.name}.png": plot_ap(table, results), f"{table.name}_losses.png": plot_losses(table, run)}
+    pictures = {name: picture for name, picture in pictures.items() if picture}
+    for name, picture in pictures.items():
+        with atomic_write(os.path.join(run.folder, name), "wb") as file:
+            file.write(picture)
+    markdown = as_markdown(table, results, run, warnings)
+    page = as_html(table, results, run, warnings, list(pictures))
+    for suffix, text in (("md", markdown), ("html", page)):
+        with atomic_write(os.path.join(run.folder, f"{table.name}.{suffix}")) as file:
+            file.write(text)
+    return markdown
+
+
+def add_options(parser: argparse.ArgumentParser, output: str) -> None:
+    parser.add_argument("--output", default=output, metavar="DIR", help=f"folder for everything (default: {output})")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of weights and batches (default: 0 1 2)")
+    parser.add_argument(
+        "--data-seed", type=int, default=0, metavar="N", help="of synthetic data; others than 0 have a folder of their own (default: 0)"
+    )
+    parser.add_argument("--data-options", default="", metavar="WORDS", help='for prepare_data.py synthetic, e.g. "--images 40 --videos 2"')
+    parser.add_argument("--gpus", type=int, metavar="N", help="a full-size training takes at most (default: 8; the batch stays the same)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="commands run side by side (default: 2)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--override",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides of every training and measurement; takes the rest of the line",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = result.add_subparsers(required=True, metavar="TABLE")
-    ablation = tables.add_parser("ablation", help="image losses on synthetic data; hours on two cores")
-    ablation.add_argument("--output", default="output/ablation", metavar="DIR", help="folder for everything (default: output/ablation)")
-    ablation.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of weights and batches (default: 0 1 2)")
-    ablation.add_argument("--data-seed", type=int, default=0, metavar="N", help="of the synthetic data (default: 0)")
-    ablation.add_argument("--jobs", type=int, default=2, metavar="N", help="commands run side by side (default: 2)")
-    ablation.set_defaults(run=run_ablation)
+    commands = result.add_subparsers(required=True, metavar="TABLE", dest="table")
+    for (data, name), table in TABLES.items():
+        if data == "synthetic":  # every table is there in miniature
+            command = commands.add_parser(name, help=f"{table.title}; hours on two cores")
+            kinds = [kind for kind, other in TABLES if other == name]
+            command.add_argument("--data", choices=kinds, default="synthetic", help="default: synthetic")
+            add_options(command, "output/ablation" if name == "ablation" else "output/tables")
     return result
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.jobs < 1 or min(args.seeds) < 0:
-        raise ConfigError("--jobs must be at least 1, and --seeds at least 0.")
-    args.output = os.path.abspath(args.output)
+def folder_of(args: argparse.Namespace) -> str:
+    """Tables of other data have a folder of their own in that of the first."""
+    own = f"data_seed{args.data_seed}" if args.data == "synthetic" and args.data_seed else ""
+    return os.path.join(os.path.abspath(args.output), own if args.data == "synthetic" else args.data).rstrip(os.sep)
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    if args.jobs < 1 or min(args.seeds) < 0 or args.data_seed < 0 or (args.gpus is not None and args.gpus < 1):
+        raise ConfigError("--jobs and --gpus must be at least 1, --seeds and --data-seed at least 0.")
+    datasets = os.path.abspath(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", ROOT / "datasets")))
+    run = Run(
+        folder_of(args),
+        tuple(dict.fromkeys(args.seeds)),
+        args.data_seed,
+        datasets,
+        tuple(args.override),
+        tuple(shlex.split(args.data_options)),
+        args.gpus or sys.maxsize,
+    )
     os.chdir(ROOT)
-    args.run(args)
+    table, gpus = TABLES[args.data, args.table], visible_gpus()
+    stages = table_plan(table, run)
+    if args.dry_run:
+        print(describe(table, run, stages, len(gpus)))
+    else:
+        fill(table, run, stages, gpus, args.jobs)
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_tool(run, parser(), argv, interrupted="Stopped; run the same command again to continue from there.")
+    return run_tool(reproduce, parser(), argv, interrupted="Stopped; run the same command again to continue from there.")
 
 
 if __name__ == "__main__":

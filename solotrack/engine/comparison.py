@@ -26,7 +26,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "IoU": ("TRACKER_HEADS.TRACKER_NAME", "IoUTracker"),
     "IoUTracker+": ("TRACKER_HEADS.TRACKER_NAME", "IoUTrackerPlus"),
     "SeqTracker": ("TRACKER_HEADS.TRACKER_NAME", "SeqTracker"),
-    "SOLO-Track": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
+    "SOLO-Track": ("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker", "TRACKER_HEADS.CUES.ENABLED", "False"),
     "SOLO-Track + cues": (  # MaskTrack R-CNN's post-processing as published, METHOD 5.4
         *("TRACKER_HEADS.TRACKER_NAME", "EmbeddingTracker"),
         *("TRACKER_HEADS.CUES.ENABLED", "True", "TRACKER_HEADS.PROTO_UPDATE", "last"),

@@ -1,0 +1,141 @@
+"""Data and trainings behind the tables, in miniature and at full size. The configs are named here and nowhere else."""
+
+from __future__ import annotations
+
+from .definition import DataSet, Recipe, Scoring, Setting
+
+__all__ = ["EMBEDDING", "FRAMES", "FULL", "SYNTHETIC", "synthetic_setting", "video_recipe"]
+
+FRAMES = (2, 3, 4)  # in the cycle, P4.3
+EMBEDDING = ("SOLO-Track", "SOLO-Track + cues")  # rows of compare_trackers that read the embedding
+
+# ---- trainings
+
+_NO_VIDEO = ("MODEL.SOLO_TRACK.VIDEO.ENABLED", "False", "SOLVER.CLIPS_PER_BATCH", "0")
+_UNTRAINED = (  # a step that changes no weight
+    *("SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0.0"),
+    *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),  # the cosine divides by the rate
+)
+_ADAPTED = ("TTA.ENABLED", "True")
+
+
+def _synthetic_recipes() -> dict[str, Recipe]:
+    configs, data = "projects/solo_track/configs/synthetic", ("synthetic",)
+    recipes = {}
+    for views in ("", "_two_view"):
+        start, video = f"ic_me{views}", f"{configs}/ic_me_video{views}.yaml"
+        recipes[f"ic{views}"] = Recipe(f"{configs}/ic{views}.yaml", data=data, hours=0.2)
+        recipes[start] = Recipe(f"{configs}/ic_me{views}.yaml", data=data, hours=0.2)
+        recipes[f"ic_me_longer{views}"] = Recipe(video, start, _NO_VIDEO, data, hours=0.1)
+        for frames in FRAMES:
+            recipes[video_recipe(frames) + views] = Recipe(video, start, ("INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
+    labelled = (
+        "DATASETS.CUSTOM.VIDEOS",
+        "[['synthetic_labelled', '{made}/synthetic_labelled/test.json', '{made}/synthetic_labelled/videos/test']]",
+    )
+    for name in ("masktrack_rcnn", "sipmask"):
+        config = f"projects/baselines/configs/{name}_synthetic.yaml"
+        recipes[name] = Recipe(config, overrides=labelled, data=("synthetic_labelled",), shift_test=False, hours=0.3)
+        untrained = (*labelled, *_UNTRAINED)
+        recipes[f"{name}_untrained"] = Recipe(config, overrides=untrained, data=("synthetic_labelled",), shift_test=False, hours=0.01)
+    return recipes
+
+
+def _full_recipes() -> dict[str, Recipe]:
+    """Hours: projects/solo_track/README.md and projects/baselines/README.md have the arithmetic."""
+    configs, scores, backbone = "projects/solo_track/configs", "projects/solo_track/configs/ytvis", "weights/R-50.pth"
+    video, clips = f"{configs}/solo_track_r50_video.yaml", (*_HALVES, "DATASETS.TRAIN_CLIPS", "['ytvis_learn']")
+    image = {"data": ("coco",), "weights": backbone, "gpus": 8}
+    recipes = {
+        "solo": Recipe(
+            f"{configs}/solo_r50_1x.yaml",
+            **image,
+            hours=72 / 8,
+            score_config=f"{scores}/distance.yaml",
+            trackers=("distance", "distance, no gate"),
+            shift_test=False,
+        ),
+        "ic": Recipe(f"{configs}/solo_track_r50_1x_ic.yaml", **image, hours=76 / 8, score_config=f"{scores}/ic.yaml"),
+        "ic_me": Recipe(f"{configs}/solo_track_r50_1x.yaml", **image, hours=76 / 8, score_config=f"{scores}/ic_me.yaml"),
+        "ic_me_longer": Recipe(video, "ic_me", _NO_VIDEO, ("coco",), score_config=f"{scores}/ic_me_video.yaml", gpus=4, hours=8.5 / 4),
+    }
+    for frames, hours in ((2, 10.7), (3, 11.8), (4, 12.9)):
+        recipes[video_recipe(frames)] = Recipe(
+            video,
+            "ic_me",
+            (*clips, "INPUT.CLIPS.FRAMES", str(frames)),
+            ("coco", "ytvis_split"),
+            score_config=f"{scores}/ic_me_video.yaml",
+            gpus=4,
+            hours=hours / 4,
+        )
+    labelled = (*_HALVES, "DATASETS.TRAIN", "['ytvis_learn']", "DATASETS.VIDEO_CATEGORIES", "name20")
+    for name, weights, hours in (("masktrack_rcnn", "mask_rcnn", 9.5), ("sipmask", "retinanet", 9.5)):
+        recipes[name] = Recipe(
+            f"projects/baselines/configs/{name}_r50.yaml",
+            overrides=labelled,
+            data=("ytvis_split",),
+            weights=f"weights/{weights}_R_50_FPN_1x.pkl",
+            shift_test=False,
+            gpus=1,
+            hours=hours,
+        )
+    return recipes
+
+
+def video_recipe(frames: int) -> str:
+    """Name of the training with so many frames in the cycle."""
+    return "ic_me_video" if frames == 2 else f"ic_me_video_{frames}_frames"
+
+
+# ---- settings
+
+_HALVES = (  # of the labelled videos: to learn from, and held out
+    "DATASETS.CUSTOM.VIDEOS",
+    "[['ytvis_learn', '{made}/ytvis_split/learn.json', '{datasets}'],"
+    " ['ytvis_held_out', '{made}/ytvis_split/held_out.json', '{datasets}']]",
+)
+_NO_IMAGES = ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0")
+_SYNTHETIC_DATA = {
+    "synthetic": DataSet("synthetic data", ("{made}/synthetic/stats.json",), ("synthetic",), seed=0),
+    "synthetic_labelled": DataSet(
+        "labelled synthetic videos", ("{made}/synthetic_labelled/stats.json",), ("synthetic", *_NO_IMAGES), seed=100
+    ),
+}
+
+
+def synthetic_setting(recipes: dict[str, Recipe]) -> Setting:
+    """The synthetic data, with trainings on them."""
+    return Setting(
+        "synthetic data",
+        _SYNTHETIC_DATA,
+        recipes,
+        {"": Scoring(hours=0.05), "adapted": Scoring(_ADAPTED, EMBEDDING, hours=0.1)},
+        videos="synthetic_test",
+        images="synthetic_val",
+        score_data=("synthetic",),
+    )
+
+
+SYNTHETIC = synthetic_setting(_synthetic_recipes())
+FULL = Setting(
+    "COCO and YouTube-VIS 2019",
+    {
+        "coco": DataSet("COCO", ("{datasets}/coco/annotations/instances_train2017.json",)),
+        "coco_val": DataSet("COCO", ("{datasets}/coco/annotations/instances_val2017.json",)),
+        "ytvis": DataSet(
+            "YouTube-VIS 2019",
+            ("{datasets}/ytvis_2019/train.json", "{datasets}/ytvis_2019/annotations/instances_train_sub.json"),
+        ),
+        "ytvis_split": DataSet("YouTube-VIS 2019", ("{made}/ytvis_split/held_out.json",), ("ytvis-split",), needs=("ytvis",)),
+    },
+    _full_recipes(),
+    {"": Scoring(hours=0.2), "adapted": Scoring(_ADAPTED, EMBEDDING, hours=0.5)},
+    videos="ytvis_held_out",
+    images="coco_2017_val_name20",
+    score_data=("ytvis_split",),
+    image_data=("coco_val",),
+    score_overrides=_HALVES,
+    gpus=1,
+    in_datasets=True,
+)
