@@ -42,7 +42,7 @@ def plot_ap(table: Table, results: Mapping[str, Sequence[RowResult]]) -> bytes:
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(name or table.title, loc="left", fontsize=10)
     axes[-1].set_xlabel("tube AP, percent")
-    axes[-1].set_xlim(left=0)
+    axes[-1].set_xlim(left=-0.02 * max(axes[-1].get_xlim()[1], 1))  # dots at 0 are whole
     handles = [axes[-1].plot([], [], "o", color=_OURS)[0]]
     labels = [f"ours: {table.setting.name} (mean, standard error; small: seeds)"]
     if any(row.paper for row in table.rows):
@@ -53,7 +53,10 @@ def plot_ap(table: Table, results: Mapping[str, Sequence[RowResult]]) -> bytes:
 
 
 def plot_losses(table: Table, run: Run) -> bytes | None:
-    """The losses of each training over its iterations, a thin line a seed; a png, or None if nothing was trained yet."""
+    """The terms of each training's loss over its iterations, a thin line a seed; a png, or None if nothing was trained yet.
+
+    The scale is logarithmic, so terms that are negative (an entropy that is maximised) are drawn without their sign.
+    """
     curves = {}
     for name in _trainings(table):
         found = [read_metrics(os.path.join(cell_folder(run, name, seed), "metrics.json")) for seed in run.seeds]
@@ -70,17 +73,17 @@ def plot_losses(table: Table, run: Run) -> bytes | None:
     for axis, (name, seeds) in zip(axes, curves.items(), strict=False):
         for metrics in seeds:
             for term, (iterations, values) in metrics.items():
-                axis.plot(iterations, values, color=colors[term], linewidth=0.9, alpha=0.8)
-        axis.set_yscale("symlog", linthresh=1e-3)  # an entropy term is negative
+                axis.plot(iterations, np.abs(values), ".-", color=colors[term], linewidth=0.9, markersize=2, alpha=0.8)
+        axis.set_yscale("log")
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
     for axis in axes[len(curves) :]:
         axis.set_axis_off()
+    negative = {term for seeds in curves.values() for metrics in seeds for term, (_, values) in metrics.items() if np.median(values) < 0}
+    labels = [("−" if term in negative else "") + term.removeprefix("loss_").replace("_", " ") for term in terms]
     handles = [axes[0].plot([], [], color=color)[0] for color in colors.values()]
-    figure.legend(
-        handles, [term.removeprefix("loss_").replace("_", " ") for term in terms], loc="outside lower center", ncols=6, fontsize=8
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     return _png(figure)
 
 

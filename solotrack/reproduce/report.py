@@ -28,7 +28,7 @@ def mean_and_error(values: Sequence[float], digits: int, sign: bool = False) -> 
     numbers = [value for value in values if np.isfinite(value)]
     if not numbers:
         return "–"
-    mean = f"{np.mean(numbers):{'+' if sign else ''}.{digits}f}"
+    mean = f"{round(float(np.mean(numbers)), digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # no -0.0
     return mean if len(numbers) < 2 else f"{mean} ± {np.std(numbers, ddof=1) / np.sqrt(len(numbers)):.{digits}f}"
 
 

@@ -98,7 +98,10 @@ def _read_json(path: str) -> dict:
 
 
 def read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The losses of a training's metrics.json: name -> (iterations, values); a resumed run's later word counts. {} without a file."""
+    """The terms of the loss in a training's metrics.json: name -> (iterations, values); {} without a file.
+
+    Where a resumed run repeats iterations, its later word counts.
+    """
     if not os.path.exists(path):
         return {}
     points: dict[str, dict[int, float]] = {}
@@ -109,7 +112,7 @@ def read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             except ValueError:
                 continue  # a line that was cut when the training was killed
             for name, value in record.items():
-                if name.startswith("loss_") or name == "total_loss":
+                if name.startswith("loss_"):
                     points.setdefault(name, {})[record["iteration"]] = value
     return {name: (np.array(sorted(values)), np.array([values[i] for i in sorted(values)])) for name, values in points.items()}
 
