@@ -57,6 +57,18 @@ def test_a_row_is_what_the_evaluation_of_its_config_gives(setup: tuple[CfgNode, 
         assert rows[name] == pytest.approx(evaluate_videos(variant, model, "tiny_test")["segm"], nan_ok=True)
 
 
+def test_cues_are_the_row_s_and_not_the_config_s(setup: tuple[CfgNode, torch.nn.Module], tmp_path: Path) -> None:
+    """A baseline's config has its post-processing switched on; the row without must be without all the same."""
+    cfg, model = setup
+    only = {name: TRACKERS[name] for name in ("SOLO-Track", "SOLO-Track + cues")}
+    cfg.TRACKER_HEADS.PROTO_UPDATE = "last"
+    compare_trackers(cfg, model, "tiny_test", str(tmp_path / "off"), only)
+    cfg.TRACKER_HEADS.CUES.ENABLED = True
+    compare_trackers(cfg, model, "tiny_test", str(tmp_path / "on"), only)
+    assert results(tmp_path / "on") == results(tmp_path / "off")
+    assert len(set(results(tmp_path / "on").values())) == 2
+
+
 def test_the_calibrated_null_logit_is_used(setup: tuple[CfgNode, torch.nn.Module], tmp_path: Path) -> None:
     cfg, model = setup
     only = {"SOLO-Track": TRACKERS["SOLO-Track"]}

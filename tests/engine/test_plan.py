@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from solotrack.engine.plan import PlanError, Stage, run_plan, run_stage
+from solotrack.engine.plan import Input, PlanError, Stage, obstacles, run_plan, run_stage, unfinished, visible_gpus
 
 # Command line of a stage: writes the files named, and notes its first one in the journal.
 WRITE = "import sys, pathlib; j, *outs = sys.argv[1:]; open(j, 'a').write(outs[0] + '\\n'); [pathlib.Path(o).touch() for o in outs]"
@@ -154,3 +154,76 @@ def test_plans_that_cannot_be_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cycle"):
         run_plan([stage(tmp_path, "a", ("b",)), stage(tmp_path, "b", ("a",)), stage(tmp_path, "c")], str(tmp_path))
     assert journal(tmp_path) == []
+
+
+def test_what_only_a_finished_stage_needs_is_not_done_again(tmp_path: Path) -> None:
+    """Weights may go once they have been scored."""
+    stages = [stage(tmp_path, "train"), stage(tmp_path, "score", ("train",)), stage(tmp_path, "other", ("train",))]
+    assert [s.name for s in unfinished(stages)] == ["train", "score", "other"]
+    (tmp_path / "score.out").touch()
+    assert [s.name for s in unfinished(stages, ["score"])] == []
+    assert [s.name for s in unfinished(stages)] == ["train", "other"]
+    (tmp_path / "other.out").touch()
+    assert unfinished(stages) == []
+    run_plan(stages, str(tmp_path / "logs"))
+    assert journal(tmp_path) == []
+
+
+def test_targets(tmp_path: Path) -> None:
+    stages = [stage(tmp_path, "a"), stage(tmp_path, "b", ("a",)), stage(tmp_path, "c", ("a",)), stage(tmp_path, "d", ("c",))]
+    run_plan(stages, str(tmp_path / "logs"), targets=["b"])
+    assert journal(tmp_path) == ["a", "b"]
+    run_plan(stages, str(tmp_path / "logs"), targets=[])
+    assert journal(tmp_path) == ["a", "b"]
+    run_plan(stages, str(tmp_path / "logs"))
+    assert journal(tmp_path) == ["a", "b", "c", "d"]
+
+
+def test_obstacles(tmp_path: Path) -> None:
+    coco = Input("COCO", (str(tmp_path / "one"), str(tmp_path / "other")))
+    train = Stage("train", ("x",), (), inputs=(coco,), gpus=8, hours=9.5)
+    score = Stage("score", ("x",), (), inputs=(coco, Input("YouTube-VIS", (str(tmp_path / "vis"),))), gpus=1, hours=0.5)
+    assert obstacles([train, score], 0) == ["COCO", "YouTube-VIS", "8 GPUs", "≈ 76 GPU hours"]
+    assert obstacles([score], 1) == ["COCO", "YouTube-VIS", "1 GPU", "≈ 0.5 GPU hours"]
+    (tmp_path / "other").touch()
+    (tmp_path / "vis").touch()
+    assert obstacles([train, score], 7) == ["8 GPUs", "≈ 76 GPU hours"]
+    assert obstacles([train, score], 8) == []
+    assert obstacles([Stage("cpu", ("x",), (), inputs=(Input("weights.pth", ("no/such",)),))], 0) == ["weights.pth"]
+
+
+def test_gpus_are_shared_out(tmp_path: Path) -> None:
+    """Each stage sees GPUs of its own; two that need all of them run one after the other, whatever the number of jobs."""
+    code = (
+        "import os, sys, time, pathlib; folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]; mine = os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "locks = [folder / f'gpu{i}' for i in mine.split(',')]; [lock.mkdir() for lock in locks]; time.sleep(0.1)\n"
+        "[lock.rmdir() for lock in locks]; (folder / f'{name}.out').write_text(mine)"
+    )
+
+    def taking(name: str, gpus: int) -> Stage:
+        return Stage(name, (sys.executable, "-c", code, str(tmp_path), name), (str(tmp_path / f"{name}.out"),), gpus=gpus)
+
+    stages = [taking("a", 1), taking("b", 2), taking("c", 1), taking("d", 2)]
+    run_plan(stages, str(tmp_path / "logs"), jobs=4, gpus=["5", "7"])
+    seen = {s.name: (tmp_path / f"{s.name}.out").read_text() for s in stages}
+    assert {seen["a"], seen["c"]} <= {"5", "7"} and sorted(seen["b"].split(",")) == sorted(seen["d"].split(",")) == ["5", "7"]
+    with pytest.raises(ValueError, match=r"There are 2 GPUs, and these stages need more: big\."):
+        run_plan([taking("big", 3)], str(tmp_path / "logs"), gpus=["5", "7"])
+
+
+def test_environment_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "outside")
+    write = "import os, pathlib; pathlib.Path(os.environ['WHERE'] + '.out').touch()"
+    here = str(tmp_path / "here")
+    run_stage(Stage("a", (sys.executable, "-c", write), (f"{here}.out",), environment=(("WHERE", here),)))
+
+
+def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for value, names in (("3,6", ["3", "6"]), ("3,6,9", ["3", "6"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert visible_gpus() == names
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert visible_gpus() == []

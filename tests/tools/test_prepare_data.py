@@ -11,6 +11,8 @@ from pathlib import Path
 import cv2
 import pytest
 
+from tests.toolserver import tool_server
+
 SMALL = [
     "--seed",
     "3",
@@ -78,3 +80,24 @@ def test_help_teaches(repo_root: Path) -> None:
     result = subprocess.run([sys.executable, script, "synthetic", "--help"], env=environment, capture_output=True, text=True, check=True)
     for word in ("COCO", "YouTube-VIS", "--speed", "--shift", "example:", "default: 2000"):
         assert word in result.stdout
+
+
+def test_ytvis_split(repo_root: Path, tmp_path: Path) -> None:
+    """The tool finds the set and writes names relative to the data folder, in either of its layouts."""
+    folder = tmp_path / "data" / "ytvis_2019"
+    for number in range(1, 6):
+        frame = folder / "train" / "JPEGImages" / str(number) / "0.jpg"
+        frame.parent.mkdir(parents=True)
+        frame.touch()
+    videos = [{"id": n, "height": 4, "width": 4, "length": 1, "file_names": [f"{n}/0.jpg"]} for n in range(1, 6)]
+    annotations = [{"id": n, "video_id": n, "category_id": 1} for n in range(1, 6)]
+    content = {"videos": videos, "categories": [{"id": 1, "name": "person"}], "annotations": annotations}
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "instances_train_sub.json").write_text(json.dumps(content))
+    environment = {"DETECTRON2_DATASETS": str(tmp_path / "data")}
+    done = tool_server().tool("prepare_data", "ytvis-split", "--output", str(tmp_path / "split"), "--held-out", "2", **environment)
+    assert done.code == 0 and "3 videos to learn from, 2 held out" in done.out, done.err
+    held_out = json.loads((tmp_path / "split" / "held_out.json").read_text())
+    assert all((tmp_path / "data" / name).exists() for video in held_out["videos"] for name in video["file_names"])
+    done = tool_server().tool("prepare_data", "ytvis-split", "--output", str(tmp_path / "x"), DETECTRON2_DATASETS=str(tmp_path))
+    assert done.code == 2 and "ytvis_2019_train is not here" in done.err
