@@ -6,11 +6,12 @@ STAMP := .venv/.ready
 # PyTorch's CPU threads spin while they wait unless told otherwise; on a shared machine that slows everything many times over.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help env quickstart ablation test lint clean
+.PHONY: help env quickstart ablation tables test lint clean
 help:
 	@echo "make env         set up .venv (about two minutes; nothing to do when it is ready)"
 	@echo "make quickstart  set up, train on synthetic data, compare trackers, draw a tracked video (output/quickstart)"
 	@echo "make ablation    every row of projects/quickstart/README.md, three seeds (hours on two cores; resumes)"
+	@echo "make tables      Tables 1 to 3 in miniature, three seeds (a day on two cores; resumes)"
 	@echo "make test        set up and run the tests"
 	@echo "make lint        ruff, lint and format"
 
@@ -30,6 +31,9 @@ quickstart: env
 
 ablation: env
 	$(BIN)/python tools/reproduce.py ablation --output $(OUTPUT)/ablation --seeds 0 1 2
+
+tables: env
+	for table in table1 table2 table3; do $(BIN)/python tools/reproduce.py $$table --output $(OUTPUT)/tables --seeds 0 1 2 || exit 1; done
 
 test: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -93,6 +93,7 @@ COVERED_BY = {
     "data/synthetic_scene.py": "data/test_synthetic.py",
     "data/synthetic_stats.py": "data/test_synthetic.py",
     "modeling/embedding/loo_null_loss.py": "modeling/embedding/test_contrast_loss.py",
+    "reproduce/settings.py": "reproduce/test_tables.py",
     "tracking/offline.py": "tracking/test_seq_tracker.py",
     "visualization/colors.py": "visualization/test_overlay.py",
     "visualization/video_writer.py": "visualization/test_overlay.py",

@@ -29,7 +29,7 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from solotrack.config import ConfigError
+from solotrack.config import ConfigError, load_config
 from solotrack.engine.cli import run_tool
 from solotrack.engine.plan import Stage, obstacles, run_plan, unfinished, visible_gpus
 from solotrack.files import atomic_write
@@ -148,6 +148,7 @@ def reproduce(args: argparse.Namespace) -> None:
         tuple(shlex.split(args.data_options)),
         args.gpus or sys.maxsize,
     )
+    load_config(overrides=run.overrides)  # what is wrong shows before anything runs
     os.chdir(ROOT)
     table, gpus = TABLES[args.data, args.table], visible_gpus()
     stages = table_plan(table, run)

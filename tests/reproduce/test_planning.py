@@ -1,0 +1,139 @@
+"""Plans of tables: every command is understood, comes after what it needs, and is shared by all tables that want it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from solotrack.config import load_config
+from solotrack.engine.plan import Stage
+from solotrack.reproduce.planning import Run, cell_folder, measurements, table_plan
+from solotrack.reproduce.tables import TABLES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUN = Run("out", (0, 1), data_seed=7, datasets="sets", overrides=("SOLVER.MAX_ITER", "9", "INPUT.CLIPS.FRAMES", "2"))
+
+
+@cache
+def plan(data: str, name: str, run: Run = RUN) -> dict[str, Stage]:
+    return {stage.name: stage for stage in table_plan(TABLES[data, name], run)}
+
+
+@cache
+def tool_parser(name: str):
+    spec = importlib.util.spec_from_file_location(f"{name}_plan", ROOT / "tools" / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.parser()
+
+
+def understood(stage: Stage) -> Namespace:
+    """A command's arguments, as its tool reads them."""
+    return tool_parser(Path(stage.command[1]).stem).parse_args(stage.command[2:])
+
+
+EVERY = pytest.mark.parametrize(("data", "name"), TABLES)
+
+
+@EVERY
+def test_stages_are_in_order_and_write_files_of_their_own(data: str, name: str) -> None:
+    before: set[str] = set()
+    outputs: list[str] = []
+    for stage in plan(data, name).values():
+        assert before.issuperset(stage.needs)
+        before.add(stage.name)
+        outputs += stage.outputs
+    assert len(set(outputs)) == len(outputs) and all(path.startswith("out/") for path in outputs)
+    table = TABLES[data, name]
+    assert {m for row in table.rows for seed in RUN.seeds for m in measurements(table, row, seed)} <= before
+
+
+@EVERY
+def test_commands_are_understood(data: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for stage in plan(data, name).values():
+        if "/seed1/" in stage.name or "prepare_data" in stage.command[1]:
+            continue  # seed 0 has the same words
+        args = understood(stage)
+        assert args.config_file in {path for item in stage.inputs for path in item.paths}
+        if Path(args.config_file).exists():  # else the stage says that it needs it
+            cfg = load_config(args.config_file, args.opts)
+            if stage.name.endswith("/train"):
+                assert [f"{cfg.OUTPUT_DIR}/model_final.pth"] == list(stage.outputs) and cfg.SEED == 0 and not cfg.DATASETS.TEST
+        else:
+            assert "sipmask" in args.config_file
+
+
+@pytest.mark.parametrize("data", ["synthetic", "coco-ytvis"])
+def test_tables_share_trainings_and_measurements(data: str) -> None:
+    one, two, three = (plan(data, f"table{number}") for number in (1, 2, 3))
+    for first, second in ((one, two), (one, three), (two, three)):
+        shared = first.keys() & second.keys()
+        assert all(first[name] == second[name] for name in shared)
+    assert {"ic_me/seed0/train", "ic_me_video/seed0/compare"} <= one.keys() & two.keys() & three.keys()
+
+
+def test_video_starts_from_the_image_stage_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for views in ("", "_two_view"):
+        for name in ("ic_me_video", "ic_me_longer"):
+            stage = plan("synthetic", "table1")[f"{name}{views}/seed1/train"]
+            start = plan("synthetic", "table1")[f"ic_me{views}/seed1/train"]
+            args = understood(stage)
+            cfg = load_config(args.config_file, args.opts)
+            assert stage.needs[0] == start.name and start.outputs == (cfg.MODEL.WEIGHTS,)
+            video, clips, count = cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED, cfg.SOLVER.CLIPS_PER_BATCH, cfg.MODEL.SOLO_TRACK.EMB.VIEWS
+            assert video == (clips > 0) == (name == "ic_me_video") and count == (2 if views else 1)
+
+
+def test_what_makes_a_cell_wins_over_the_user_s_overrides() -> None:
+    stage = plan("synthetic", "table2")["ic_me_video_4_frames/seed0/train"]
+    cfg = load_config(str(ROOT / understood(stage).config_file), understood(stage).opts)
+    assert cfg.INPUT.CLIPS.FRAMES == 4 and cfg.SOLVER.MAX_ITER == 9
+    untrained = understood(plan("synthetic", "table3")["masktrack_rcnn_untrained/seed0/train"])
+    cfg = load_config(str(ROOT / untrained.config_file), untrained.opts)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (1, 0.0)
+
+
+def test_adaptation_is_a_measurement_of_the_same_weights() -> None:
+    plain, adapted = (understood(plan("synthetic", "table3")[f"ic_me_video/seed0/{name}"]) for name in ("compare", "compare_adapted"))
+    assert plain.weights == adapted.weights and plain.output != adapted.output
+    configs = [load_config(str(ROOT / args.config_file), args.opts) for args in (plain, adapted)]
+    assert [cfg.TTA.ENABLED for cfg in configs] == [False, True]
+
+
+def test_synthetic_data_have_the_seed_and_the_user_s_options() -> None:
+    stages = plan("synthetic", "table3", Run("out", (0,), data_seed=7, data_options=("--images", "8", "--videos", "2")))
+    videos, labelled = stages["data/synthetic"].command, stages["data/synthetic_labelled"].command
+    assert videos[2:] == ("synthetic", "--output", "out/data/synthetic", "--seed", "7", "--images", "8", "--videos", "2")
+    assert labelled[labelled.index("--seed") + 1] == "107"
+    assert labelled[-6:] == ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0"), "no images, whatever the user wants"
+    assert all(stage.environment == (("DETECTRON2_DATASETS", "out/data"),) for stage in stages.values())
+
+
+def test_full_size() -> None:
+    stages = plan("coco-ytvis", "table3")
+    train, video, score = (stages[f"{name}"] for name in ("ic_me/seed0/train", "ic_me_video/seed0/train", "ic_me_video/seed0/compare"))
+    assert (train.gpus, video.gpus, score.gpus) == (8, 4, 1) and train.gpus * train.hours == pytest.approx(76)
+    assert [item.name for item in train.inputs] == ["COCO", "projects/solo_track/configs/solo_track_r50_1x.yaml", "weights/R-50.pth"]
+    assert [item.name for item in stages["data/ytvis_split"].inputs] == ["YouTube-VIS 2019"]
+    assert understood(train).num_gpus == 8 and dict(train.environment) == {"DETECTRON2_DATASETS": "sets"}
+    few = plan("coco-ytvis", "table3", Run("out", (0,), gpus=2))["ic_me/seed0/train"]
+    assert understood(few).num_gpus == few.gpus == 2 and few.gpus * few.hours == pytest.approx(76)
+    cfg = load_config(str(ROOT / understood(video).config_file), understood(video).opts)
+    assert list(cfg.DATASETS.TRAIN_CLIPS) == ["ytvis_learn"] and understood(score).dataset == "ytvis_held_out"
+    for kind in ("IMS_PER_BATCH", "CLIPS_PER_BATCH"):
+        assert cfg.SOLVER[kind] % video.gpus == 0, "a batch is dealt out equally"
+    named = {entry[0]: entry[1:] for entry in cfg.DATASETS.CUSTOM.VIDEOS}
+    assert named["ytvis_held_out"] == ["out/data/ytvis_split/held_out.json", "sets"]
+    masktrack = understood(stages["masktrack_rcnn/seed0/train"])
+    assert list(load_config(str(ROOT / masktrack.config_file), masktrack.opts).DATASETS.TRAIN) == ["ytvis_learn"]
+
+
+def test_folders() -> None:
+    assert cell_folder(RUN, "ic", 3) == "out/ic/seed3" and cell_folder(RUN, "ic", 3, "adapted") == "out/ic/seed3/adapted"

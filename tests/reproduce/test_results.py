@@ -1,0 +1,114 @@
+"""Cells are read from the tools' own files, and what is missing says why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from solotrack.engine.plan import PlanError
+from solotrack.reproduce.planning import Run, table_plan
+from solotrack.reproduce.results import RowResult, changed_settings, fillable, read_metrics, table_results
+from solotrack.reproduce.tables import TABLES
+from tests.reproduce import made_up
+
+ROOT = made_up.ROOT
+BLOCK = "Image losses as the paper writes them"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(ROOT)
+    run = Run(str(tmp_path), (0, 1))
+    made_up.write_cells(made_up.table(), run)
+    return run
+
+
+def results(run: Run, outcomes: dict[str, str] | None = None) -> dict[str, RowResult]:
+    table = made_up.table()
+    return {r.row.label: r for r in table_results(table, run, table_plan(table, run), 0, outcomes)[BLOCK]}
+
+
+def test_cells(run: Run) -> None:
+    lines = results(run)
+    assert {label: sorted(line.cells) for label, line in lines.items()} == {
+        "distance + category": [0],
+        "distance + category, no gate": [0],
+        "IC": [0, 1],
+        "IC + ME": [0],
+    }
+    cell = lines["IC"].cells[1]
+    assert cell.score("SOLO-Track", "AP") == 14.0 and math.isnan(cell.score("SOLO-Track", "AP75"))
+    assert cell.association("videos", "new_object_auc") == 0.75
+    assert lines["IC"].why == "" and lines["IC + ME"].why == "not run yet"
+
+
+def test_a_failure_is_named_with_its_log(run: Run) -> None:
+    lines = results(run, {"ic_me/seed1/train": "failed", "ic_me/seed1/compare": "not run"})
+    assert lines["IC + ME"].why == f"failed: ic_me/seed1/train, see {run.folder}/logs/ic_me_seed1_train.log"
+
+
+def test_what_cannot_be_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    table, run = TABLES["coco-ytvis", "table1"], Run(str(tmp_path), (0,), datasets=str(tmp_path / "none"))
+    stages = table_plan(table, run)
+    lines = {r.row.label: r.why for r in table_results(table, run, stages, 0)[BLOCK]}
+    need = {"COCO", "weights/R-50.pth", "YouTube-VIS 2019"}
+    for label, gpus, hours in (("distance + category", 8, 72), ("IC", 8, 76), ("IC + ME + video", 8, 87)):
+        words = lines[label].removeprefix("not run: needs ").split(", ")
+        assert need <= set(words) and words[-2:] == [f"{gpus} GPUs", f"≈ {hours} GPU hours"], lines[label]
+    assert fillable(table, run, stages, 0) == [] == fillable(table, run, stages, 8)
+
+
+def test_fillable_with_data_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line is begun only if it can be brought to its end."""
+    monkeypatch.chdir(tmp_path)
+    table, run = TABLES["coco-ytvis", "table2"], Run(str(tmp_path / "out"), (0,), datasets=str(tmp_path))
+    files = {path for recipe in table.setting.recipes.values() for path in (recipe.config, recipe.score_config, recipe.weights) if path}
+    files |= {"coco/annotations/instances_train2017.json", "ytvis_2019/train.json"}
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    stages = table_plan(table, run)
+    assert fillable(table, run, stages, 7) == []
+    assert fillable(table, run, stages, 8) == [f"ic_me_video{frames}/seed0/compare" for frames in ("", "_3_frames", "_4_frames")]
+    (tmp_path / "ytvis_2019/train.json").unlink()
+    assert fillable(table, run, stages, 8) == [], "nothing trains for days that cannot be scored"
+
+
+def test_what_is_there_is_not_made_again(run: Run) -> None:
+    table = made_up.table()
+    stages = table_plan(table, run)
+    assert set(fillable(table, run, stages, 0)) == {"ic_me/seed1/compare", "ic_me/seed1/shift"}
+    for weights in Path(run.folder).rglob("model_final.pth"):
+        weights.unlink()
+    assert set(fillable(table, run, stages, 0)) == {"ic_me/seed1/compare", "ic_me/seed1/shift"}
+
+
+def test_a_damaged_file(run: Run) -> None:
+    Path(run.folder, "ic/seed0/shift.json").write_text('{"shift": ')
+    with pytest.raises(PlanError, match=r"ic/seed0/shift\.json is damaged .*; remove it"):
+        results(run)
+
+
+def test_trainings_with_other_settings_are_named(run: Run) -> None:
+    table = made_up.table()
+    assert changed_settings(table, run) == []
+    other = replace(run, overrides=("SOLVER.MAX_ITER", "7", "TRACKER_HEADS.SCORE_THRESH", "0.2"))
+    sentences = changed_settings(table, other)
+    assert len(sentences) == 3 and any(s.startswith(f"{run.folder}/ic_me/seed0 was trained with other settings: ") for s in sentences)
+    assert all("SOLVER.MAX_ITER was " in s and "is 7" in s and "SCORE_THRESH" in s and "OUTPUT_DIR" not in s for s in sentences)
+
+
+def test_metrics(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ic/seed0/metrics.json"
+    with open(path, "a") as file:
+        file.write('{"iteration": 39, "loss_mask": 7.0}\n{"iteration": 79, "loss_ma')
+    curves = read_metrics(str(path))
+    assert curves.keys() == {"loss_mask", "loss_me"}
+    iterations, values = curves["loss_mask"]
+    assert iterations.tolist() == [19, 39, 59] and np.allclose(values, [1 / 20, 7.0, 1 / 60])
+    assert read_metrics(str(tmp_path / "none.json")) == {}

@@ -1,0 +1,61 @@
+"""The tables' definitions (and those of the settings below them): the paper's rows and numbers, and nothing that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from solotrack.engine.comparison import TRACKERS
+from solotrack.reproduce.definition import Table
+from solotrack.reproduce.settings import FULL, SYNTHETIC
+from solotrack.reproduce.tables import TABLES
+
+EVERY = pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: f"{table.setting.name}-{table.name}")
+
+
+@EVERY
+def test_names_are_there(table: Table) -> None:
+    setting = table.setting
+    for row in table.rows:
+        recipe = setting.recipes[row.recipe]
+        assert row.tracker in (setting.scorings[row.scoring].trackers or recipe.trackers or TRACKERS)
+        assert recipe.start in {"", *setting.recipes} and set(recipe.data) <= set(setting.data)
+        assert len(row.paper) in (0, 5)
+    assert set(setting.score_data) | set(setting.image_data) <= set(setting.data)
+    assert all(set(data.needs) <= set(setting.data) for data in setting.data.values())
+    for rows in table.blocks.values():
+        labels = [row.label for row in rows]
+        assert len(set(labels)) == len(labels)
+        for index, row in enumerate(rows):
+            assert not row.over or row.over in labels[:index], "a gain is counted from a line above"
+
+
+@EVERY
+def test_each_line_is_another_measurement(table: Table) -> None:
+    cells = [(row.block, row.recipe, row.tracker, row.scoring) for row in table.rows]
+    assert len(set(cells)) == len(cells)
+
+
+def test_miniature_and_full_size_have_the_same_lines_of_the_paper() -> None:
+    for name in ("table1", "table2", "table3"):
+        lines = [{(row.label, row.paper) for row in TABLES[data, name].rows if row.paper} for data in ("synthetic", "coco-ytvis")]
+        assert lines[1] <= lines[0]
+
+
+def test_numbers_are_the_paper_s(shared_dir: Path) -> None:
+    """Every line of the paper's Tables 1 to 3 is a line here, and there are no others."""
+    text = next((shared_dir / "seeds").glob("*.txt")).read_text(encoding="utf-8")
+    text = re.sub(r"</?b>", "", text[: text.index("OpenSVAI")])
+    printed = {tuple(map(float, numbers)) for numbers in re.findall(r"\t(\d\d\.\d)" * 5 + r"\n", text)}
+    assert len(printed) == 15
+    ours = {row.paper for (data, _), table in TABLES.items() if data == "coco-ytvis" for row in table.rows if row.paper}
+    assert ours == printed
+
+
+def test_a_config_is_named_once() -> None:
+    """Trainings that share a config differ in where they start or in what they override."""
+    for setting in (SYNTHETIC, FULL):
+        trainings = [(recipe.config, recipe.start, recipe.overrides) for recipe in setting.recipes.values()]
+        assert len(set(trainings)) == len(trainings)
