@@ -11,7 +11,7 @@ help:
 	@echo "make env         set up .venv (about two minutes; nothing to do when it is ready)"
 	@echo "make quickstart  set up, train on synthetic data, compare trackers, draw a tracked video (output/quickstart)"
 	@echo "make ablation    every row of projects/quickstart/README.md, three seeds (hours on two cores; resumes)"
-	@echo "make tables      Tables 1 to 3 in miniature, three seeds (a day on two cores; resumes)"
+	@echo "make tables      Tables 1 to 3 in miniature, three seeds (hours on two cores; resumes)"
 	@echo "make test        set up and run the tests"
 	@echo "make lint        ruff, lint and format"
 

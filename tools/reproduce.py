@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from solotrack.config import ConfigError, load_config
 from solotrack.engine.cli import run_tool
-from solotrack.engine.plan import Stage, obstacles, run_plan, unfinished, visible_gpus
+from solotrack.engine.plan import Stage, obstacles, outdated, run_plan, unfinished, visible_gpus
 from solotrack.files import atomic_write
 from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, logs_folder, table_plan
@@ -85,6 +85,10 @@ def write(table: Table, run: Run, stages: list[Stage], gpus: int, outcomes: Mapp
     """Write what is there as markdown, HTML and pictures; returns the markdown."""
     results = table_results(table, run, stages, gpus, outcomes)
     warnings = changed_settings(table, run)
+    warnings += [
+        f"{stage.name} is older than {need.name}, which it was made from; remove {stage.outputs[0]} to make it again."
+        for stage, need in outdated(stages)
+    ]
     pictures = {f"{table.name}.png": plot_ap(table, results), f"{table.name}_losses.png": plot_losses(table, run)}
     pictures = {name: picture for name, picture in pictures.items() if picture}
     for name, picture in pictures.items():

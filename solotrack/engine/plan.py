@@ -13,7 +13,7 @@ import torch
 
 from ..errors import SoloTrackError
 
-__all__ = ["Input", "PlanError", "Stage", "log_file", "obstacles", "run_plan", "run_stage", "unfinished", "visible_gpus"]
+__all__ = ["Input", "PlanError", "Stage", "log_file", "obstacles", "outdated", "run_plan", "run_stage", "unfinished", "visible_gpus"]
 
 
 class PlanError(SoloTrackError, RuntimeError):
@@ -116,6 +116,18 @@ def obstacles(stages: Sequence[Stage], gpus: int) -> list[str]:
         *missing,
         *([f"{most} GPU{'s' if most > 1 else ''}"] if most else []),
         *([f"≈ {hours:.{0 if hours >= 2 else 1}f} GPU hours"] if hours else []),
+    ]
+
+
+def outdated(stages: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
+    """(stage, one that it needs) of finished stages whose files are older than what they were made from."""
+    by_name = _by_name(stages)
+    written = {stage.name: [os.path.getmtime(path) for path in stage.outputs] for stage in stages if stage.done and stage.outputs}
+    return [
+        (stage, by_name[need])
+        for stage in stages
+        for need in stage.needs
+        if stage.name in written and need in written and min(written[stage.name]) < max(written[need])
     ]
 
 

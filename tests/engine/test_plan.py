@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from solotrack.engine.plan import Input, PlanError, Stage, obstacles, run_plan, run_stage, unfinished, visible_gpus
+from solotrack.engine.plan import Input, PlanError, Stage, obstacles, outdated, run_plan, run_stage, unfinished, visible_gpus
 
 # Command line of a stage: writes the files named, and notes its first one in the journal.
 WRITE = "import sys, pathlib; j, *outs = sys.argv[1:]; open(j, 'a').write(outs[0] + '\\n'); [pathlib.Path(o).touch() for o in outs]"
@@ -167,6 +168,19 @@ def test_what_only_a_finished_stage_needs_is_not_done_again(tmp_path: Path) -> N
     assert unfinished(stages) == []
     run_plan(stages, str(tmp_path / "logs"))
     assert journal(tmp_path) == []
+
+
+def test_outdated(tmp_path: Path) -> None:
+    stages = [stage(tmp_path, "a"), stage(tmp_path, "b", ("a",)), stage(tmp_path, "c", ("a", "b"))]
+    for name, second in (("a", 100), ("b", 200)):
+        (tmp_path / f"{name}.out").touch()
+        os.utime(tmp_path / f"{name}.out", (second, second))
+    assert outdated(stages) == [], "what is not made yet is not old"
+    (tmp_path / "c.out").touch()
+    os.utime(tmp_path / "a.out", (300, 300))
+    assert outdated(stages) == [(stages[1], stages[0])]
+    os.utime(tmp_path / "c.out", (150, 150))
+    assert outdated(stages) == [(stages[1], stages[0]), (stages[2], stages[0]), (stages[2], stages[1])]
 
 
 def test_targets(tmp_path: Path) -> None:

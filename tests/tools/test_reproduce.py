@@ -78,6 +78,7 @@ def test_from_data_to_a_table(tool: ModuleType, made: Run, at_root: None, capsys
     for name in ("table2.png", "table2_losses.png"):
         assert cv2.imread(str(folder / name)) is not None and name in (folder / "table2.html").read_text()
     assert "4 done, 0 to run" in tool.describe(table, made, stages, 0)
+    assert "is older than" not in text
     before = (folder / "ic_me_video/seed0/comparison.json").stat().st_mtime_ns
     tool.fill(table, made, stages, [], jobs=2)
     assert (folder / "ic_me_video/seed0/comparison.json").stat().st_mtime_ns == before
