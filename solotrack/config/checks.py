@@ -124,6 +124,9 @@ _RANGES = {
     "INPUT.VIEWS.COLOR": (0, 1),
     "INPUT.VIEWS.SCATTER": (0, 1),
     "INPUT.VIEWS.MIN_VISIBLE": (0, 1),
+    "INPUT.COPY_PASTE.PROB": (0, 1),
+    "INPUT.COPY_PASTE.MAX_INSTANCES": (1, _INF),
+    "INPUT.COPY_PASTE.MIN_VISIBLE": (0, 1),
     "SOLVER.IMS_PER_BATCH": (1, _INF),
     "SOLVER.BASE_LR": (0, _INF),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (_EPS, _INF),
@@ -211,7 +214,7 @@ def _value_faults(flat: dict[str, object]) -> Iterator[str]:
     for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "TRACKER_HEADS.NULL_LOGIT"):
         if flat[key] is not None and not isinstance(flat[key], (int, float)):
             yield f"{key} is {flat[key]!r}; it must be a number or None."
-    for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE"):
+    for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE", "INPUT.COPY_PASTE.SCALE_RANGE"):
         if not _is_interval(flat[key]) or not flat[key][0] > 0:
             yield f"{key} is {flat[key]!r}; it must be two factors, 0 < smallest <= largest."
     if not flat["INPUT.STRETCH.LOW"] < flat["INPUT.STRETCH.HIGH"]:
@@ -300,6 +303,8 @@ def _masktrack_faults(cfg: CfgNode) -> Iterator[str]:
             yield f"MODEL.{key}.IN_FEATURES is {names}; name outputs of the FPN, as projects/baselines/configs does."
     if cfg.MODEL.SOLO_TRACK.EMB.VIEWS != 1:
         yield "MODEL.SOLO_TRACK.EMB.VIEWS is 2; MaskTrackRCNN learns from pairs of frames, not of views: set it to 1."
+    if cfg.INPUT.COPY_PASTE.PROB > 0:
+        yield "INPUT.COPY_PASTE.PROB is above 0; MaskTrackRCNN learns from pairs of frames and pastes nothing: set it to 0."
     if cfg.SOLVER.CLIPS_PER_BATCH or cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
         yield "MODEL.SOLO_TRACK.VIDEO.ENABLED or SOLVER.CLIPS_PER_BATCH is on; MaskTrackRCNN does not learn from unlabelled clips."
 

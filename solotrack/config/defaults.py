@@ -143,6 +143,11 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.COLOR = 0.4  # strength of the colour jitter
     views.SCATTER = 0.0  # probability that a view's instances are first moved to random places, each on its own
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
+    paste = cfg.INPUT.COPY_PASTE = CfgNode()  # instances of another labelled image pasted into one, before its views are drawn, M11
+    paste.PROB = 0.0  # probability for an image; 0 = off
+    paste.MAX_INSTANCES = 3  # 1 to this many are pasted
+    paste.SCALE_RANGE = [0.6, 1.5]  # size of a pasted instance over its own
+    paste.MIN_VISIBLE = 0.3  # an instance of which a smaller share is left unhidden loses its mask
     clips = cfg.INPUT.CLIPS = CfgNode()  # unlabelled clips, M3.5
     clips.FRAMES = 2  # 2 to 4, P4.4
     clips.MAX_GAP = 3  # frames of the list or file from one frame of a clip to the next, at most; more for files of full frame rate
