@@ -94,6 +94,7 @@ _RANGES = {
     "MODEL.SOLO_TRACK.EMB.SCALE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.EMB.TEMPERATURE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.EMB.LOO_NULL": (0, _INF),
+    "MODEL.SOLO_TRACK.EMB.QUEUE": (0, _INF),
     "MODEL.SOLO_TRACK.ME.WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.ME.START_ITER": (0, _INF),
     "MODEL.SOLO_TRACK.VIDEO.LOSS_WEIGHT": (0, _INF),
@@ -248,6 +249,8 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
     for node, name in ((solo, "MODEL.SOLO"), (emb, "MODEL.SOLO_TRACK.EMB")):
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             yield f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS})."
+    if emb.QUEUE > 0 and emb.LOSS == "infonce":
+        yield "MODEL.SOLO_TRACK.EMB.QUEUE holds centers, but EMB.LOSS infonce compares cells; set QUEUE to 0."
     names = cfg.DATASETS.CLASS_NAMES
     if len(names) not in (0, num_classes(cfg)):
         yield f"DATASETS.CLASS_NAMES has {len(names)} names; give {classes_key(cfg)} ({num_classes(cfg)}), or none."

@@ -92,6 +92,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     emb.NULL_LOGIT = None  # or a number: an extra entry in every softmax of eq 3, M2.5, A16
     emb.LOO_NULL = 0.0  # weight of the leave-one-out null term, M2.5
     emb.SCOPE = "image"  # negatives from the "image", the "batch" or all processes ("gather"), M2.5, A17
+    emb.QUEUE = 0  # instance centers of past steps that are negatives too, whatever the SCOPE; 0 = none, M2.5, A17
     emb.VIEWS = 1  # 1: the literal losses; 2: two strong views, the same instance in the other view is the positive, M15
     me = cfg.MODEL.SOLO_TRACK.ME = CfgNode()
     me.MODE = "paper"  # "none", "paper", "offdiag" or "minimize", M2.7, A3

@@ -71,6 +71,8 @@ def test_a_killed_run_ends_as_an_unbroken_one(train: Callable[..., Finished], tm
         "MODEL.SOLO_TRACK.EMB.VIEWS": views,
         "DATALOADER.NUM_WORKERS": workers,
         "INPUT.AUG.COLOR": 0.5,
+        "INPUT.COPY_PASTE.PROB": 0.5 * workers,
+        "MODEL.SOLO_TRACK.EMB.QUEUE": 30 * workers,
         "DATASETS.TEST": ["tiny_test"] if views == 2 else [],
         "TEST.EVAL_PERIOD": 2,
     }

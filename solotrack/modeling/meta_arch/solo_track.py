@@ -192,14 +192,16 @@ class SOLOTrack(nn.Module):
     def initialise_missing(self, names: Collection[str]) -> set[str]:
         """Give parameters that a checkpoint does not have the values of others that it has, and tell which.
 
-        The video branch of weights that were trained on images alone starts as a copy of the image head (METHOD 3.4).
+        The video branch of weights that were trained on images alone starts as a copy of the image head (METHOD 3.4). A queue of negatives
+        is empty to begin with.
         """
+        ready = {name for name in names if name.startswith("embedding_loss.queue.")}
         branch = self.video_branch
         own = set() if branch is None or branch.head is None else {f"video_branch.head.{key}" for key in branch.head.state_dict()}
         if not own or not branch.init_from_image or not own <= set(names):
-            return set()
+            return ready
         branch.head.load_state_dict(self.embedding_head.state_dict())
-        return own
+        return ready | own
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise and pad to the largest image of the batch, a multiple of the backbone's divisibility; padding is the mean colour."""
