@@ -198,6 +198,8 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     trk.LOSER = "drop"  # what becomes of a detection whose tracks all went to better ones: "drop", or "new" for a track of its own
     trk.PROTO_UPDATE = "ema"  # "last", "ema" or "mean", M5.3, A11
     trk.PROTO_MOMENTUM = 0.5  # share of the new embedding in "ema", M5.3
+    trk.MEMORY = 0  # newest embeddings of a track that are kept in place of a prototype (IDOL, MASA: 10); 0 = the prototype, M5.7
+    trk.MEMORY_READ = "max"  # similarity with a track: of its most similar embedding, or the "mean"; a null logit is calibrated without it
     trk.RETAIN = 0  # frames an unseen track is kept; 0 = for the whole video, M5.3
     trk.INIT_SCORE = 0.0  # a detection with a lower score cannot start a track (IDOL: 0.2), M5.7
     cues = trk.CUES = CfgNode()  # MaskTrack R-CNN's post-processing, M5.4; the weights are IoUTrackerPlus' too
