@@ -111,9 +111,11 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     video.SIM = "cosine"  # or "dot", M3.3
     video.TEMPERATURE = 0.07  # divisor of similarities, M3.3
     video.UNMATCHED = "none"  # objects without partner: "none" (eq 8 as written), "start_small", "null" or "mutual", M3.4
-    video.NULL_SIM = 0.3  # similarity of the dust bin of "null"
+    video.NULL_SIM = 0.3  # similarity of the dust bin of "null" and of pseudo identities
     video.PALINDROME = "full"  # there and back through the whole clip (eq 8), or "all" shorter ones too, M3.3
     video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
+    video.PSEUDO_WEIGHT = 0.0  # of pseudo identities: what the branch links with confidence is one object to EMB's head; 0 = off, M11
+    video.PSEUDO_THRESH = 0.5  # probability of going there and back that a link needs, a dust bin at NULL_SIM beside the nodes
     cfg.MODEL.SOLO_TRACK.EMB_READ = "cell"  # where inference reads an embedding: "cell", "center_region" or "cluster", M5.2, A10
 
     # ---- MaskTrack R-CNN (MODEL.META_ARCHITECTURE MaskTrackRCNN): Detectron2's Mask R-CNN and a track head, M7.1
