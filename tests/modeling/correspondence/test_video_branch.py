@@ -9,6 +9,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from solotrack.config import ConfigError, load_config
+from solotrack.data.loader import build_train_loader
 from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
 from tests import tiny
 
@@ -72,6 +73,25 @@ def test_images_and_clips_in_one_batch() -> None:
         assert mixed["loss_cycle"].item() == pytest.approx(0.5 * model.clip_losses(clips(2)).cycle.item()), "5 of 10 iterations of warm-up"
     model = build({"MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": 0.5})
     assert [model.video_branch.weights(i) for i in (0, 9, 1000)] == [(pytest.approx(0.1), pytest.approx(0.05)), (1.0, 0.5), (1.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 1.0}, {"MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 1}],
+    ids=["no confident node", "a single object"],
+)
+def test_clips_that_say_nothing_train_nothing(changes: dict) -> None:
+    """The step goes on with the labelled images alone; what only clips train stays as it is."""
+    model = build(changes | {"MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": 1.0, "MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": 1.0}).train()
+    labelled = next(iter(build_train_loader(tiny.config())))
+    with EventStorage(0) as storage:
+        losses = model([*labelled, *clips(2)])
+        alone = model(labelled)
+        assert storage.latest()["video/nodes_per_frame"][0] == changes.get("MODEL.SOLO_TRACK.VIDEO.MAX_NODES", 0)
+    assert losses["loss_cycle"].item() == 0 and losses["loss_identity"].item() == 0 and losses.keys() > alone.keys()
+    (losses["loss_cycle"] + losses["loss_identity"]).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and not any(g.any() for g in gradients)
 
 
 PSEUDO = {
