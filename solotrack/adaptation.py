@@ -27,7 +27,7 @@ class AdaptationReport:
     """What adapting to one video did.
 
     Attributes:
-        losses: of each step, before it was taken.
+        losses: of each step, before it was taken; a step whose clips say nothing has the loss 0 and moves nothing.
         nodes: mean number of instances a frame that each step compared.
         change: L2 norm of the change of the weights over that of the weights, at the end.
         seconds: spent on reading clips and on steps.
@@ -175,12 +175,14 @@ class TestTimeAdaptation:
 
     def _step(self, model: nn.Module, clips: list[dict]) -> None:
         with torch.enable_grad():
-            loss, nodes = model.cycle_loss(clips)
-            gradients = torch.autograd.grad(loss, self._moving, allow_unused=True)
-        self.report.losses.append(loss.item())
-        self.report.nodes.append(nodes.item())
-        finite = all(g is None or g.isfinite().all() for g in gradients)
-        if not np.isfinite(self.report.losses[-1]) or not finite:
+            found = model.clip_losses(clips)
+            gradients = torch.autograd.grad(found.cycle, self._moving, allow_unused=True)
+        # gradients too where the loss is 0: features that are not finite have no nodes, and so no loss
+        finite = torch.stack([found.cycle.isfinite(), *(g.isfinite().all() for g in gradients if g is not None)]).all()
+        loss, nodes, finite = torch.stack([found.cycle.detach(), found.nodes, finite.float()]).tolist()  # the step's one transfer
+        self.report.losses.append(loss)
+        self.report.nodes.append(nodes)
+        if not finite:
             self.report.failed = True
             self._put_back()
             return
@@ -207,7 +209,9 @@ class TestTimeAdaptation:
                 "The adaptation's loss is not finite; the video is tracked with the weights as they were before it. Lower TTA.LR."
             )
         elif not report.losses:
-            logger.info("Not adapted: the video has too few frames.")
+            logger.info(f"Not adapted: the video has fewer than the {self.frames} frames of a clip.")
+        elif not any(report.losses):
+            logger.info("Not adapted: there was no clip that has an object in each frame and several in one.")
         else:
             logger.info(
                 f"Adapted in {report.seconds:.2f} s: loss {report.losses[0]:.3f} to {report.losses[-1]:.3f}, "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from solotrack.config import ConfigError
-from solotrack.data.frames import open_frames
+from solotrack.data.frames import FrameError, open_frames
 from solotrack.engine.streaming import VideoTracker
 from tests import tiny
 
@@ -164,18 +167,47 @@ def test_a_loss_that_is_not_finite_is_given_up(mode: str, caplog: pytest.LogCapt
         assert tracks == without({"TEST.FRAMES_PER_BATCH": 1})
 
 
-def test_videos_with_nothing_to_learn_from() -> None:
-    short = tracker()
-    before = weights(short)
-    short.track(video(1))
-    assert not short.adaptation.report.losses, "a single frame is no clip"
-    blind = tracker({"MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 1.0})
-    blind.track(video())
-    assert blind.adaptation.report.losses == [0, 0, 0] and blind.adaptation.report.change == 0, "no instance in any frame"
-    alone = tracker({"MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 1})
-    alone.track(video())
-    assert alone.adaptation.report.losses == [0, 0, 0], "a single object always comes home"
-    assert not changed(before, short)
+NOTHING = "Not adapted: there was no clip that has an object in each frame and several in one."
+
+
+@pytest.mark.parametrize("mode", ["video", "online", "continual"])
+@pytest.mark.parametrize(
+    ("changes", "length", "losses", "message"),
+    [
+        ({}, 1, [], "Not adapted: the video has fewer than the 2 frames of a clip."),
+        ({"INPUT.CLIPS.FRAMES": 4}, 3, [], "Not adapted: the video has fewer than the 4 frames of a clip."),
+        ({"MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 1.0}, LENGTH, [0, 0, 0], NOTHING),
+        ({"MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 1}, LENGTH, [0, 0, 0], NOTHING),
+    ],
+    ids=["a single frame", "shorter than a clip", "no confident node", "a single object"],
+)
+def test_videos_with_nothing_to_learn_from(
+    mode: str, changes: dict, length: int, losses: list[float], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are tracked with the weights as they are, and that is said."""
+    if mode == "online" and "INPUT.CLIPS.FRAMES" in changes:
+        pytest.skip("online steps are on two frames")
+    changes = changes | {"TEST.FRAMES_PER_BATCH": 1}
+    adapted = tracker({"TTA.MODE": mode} | changes)
+    before = weights(adapted)
+    with caplog.at_level(logging.INFO, logger="solotrack.adaptation"):
+        tracks = adapted.track(video(length))
+    assert adapted.adaptation.report.losses == losses and adapted.adaptation.report.change == 0 and not changed(before, adapted)
+    assert [record.message for record in caplog.records if record.name == "solotrack.adaptation"] == [message]
+    assert tracks == tracker({"TTA.ENABLED": False} | changes).track(video(length))
+
+
+@pytest.mark.parametrize("mode", ["video", "online", "continual"])
+def test_a_corrupt_frame_is_named_and_the_weights_go_back(mode: str, tmp_path: Path) -> None:
+    for number, image in enumerate(video()):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    content = (tmp_path / "4.png").read_bytes()
+    (tmp_path / "4.png").write_bytes(content[: len(content) // 2])
+    adapted = tracker({"TTA.MODE": mode, "TTA.ITERS": 6})
+    before = weights(adapted)
+    with pytest.raises(FrameError, match=r"4\.png cannot be read .* copy or extract it again"):
+        adapted.track(str(tmp_path))
+    assert not changed(before, adapted)
 
 
 def stream() -> Iterator[np.ndarray]:

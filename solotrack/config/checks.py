@@ -59,6 +59,7 @@ _CHOICES = {
     "TRACKER_HEADS.ASSIGN": ("greedy", "hungarian"),
     "TRACKER_HEADS.LOSER": ("drop", "new"),
     "TRACKER_HEADS.PROTO_UPDATE": ("last", "ema", "mean"),
+    "TRACKER_HEADS.MEMORY_READ": ("max", "mean"),
     "TRACKER_HEADS.CUES.IOU_TYPE": ("box", "mask"),
     "TRACKER_HEADS.IOU.TYPE": ("mask", "box"),
     "TRACKER_HEADS.TRACK_SCORE": ("mean", "max", "mean_topk"),
@@ -94,6 +95,7 @@ _RANGES = {
     "MODEL.SOLO_TRACK.EMB.SCALE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.EMB.TEMPERATURE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.EMB.LOO_NULL": (0, _INF),
+    "MODEL.SOLO_TRACK.EMB.QUEUE": (0, _INF),
     "MODEL.SOLO_TRACK.ME.WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.ME.START_ITER": (0, _INF),
     "MODEL.SOLO_TRACK.VIDEO.LOSS_WEIGHT": (0, _INF),
@@ -103,6 +105,8 @@ _RANGES = {
     "MODEL.SOLO_TRACK.VIDEO.TEMPERATURE": (_EPS, _INF),
     "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": (-_INF, _INF),
     "MODEL.SOLO_TRACK.VIDEO.EDGE_DROPOUT": (0, 1),
+    "MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": (0, _INF),
+    "MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": (0, 1),
     "MODEL.TRACK_HEAD.POOLER_RESOLUTION": (1, _INF),
     "MODEL.TRACK_HEAD.POOLER_SAMPLING_RATIO": (0, _INF),
     "MODEL.TRACK_HEAD.NUM_FC": (1, _INF),
@@ -124,6 +128,9 @@ _RANGES = {
     "INPUT.VIEWS.COLOR": (0, 1),
     "INPUT.VIEWS.SCATTER": (0, 1),
     "INPUT.VIEWS.MIN_VISIBLE": (0, 1),
+    "INPUT.COPY_PASTE.PROB": (0, 1),
+    "INPUT.COPY_PASTE.MAX_INSTANCES": (1, _INF),
+    "INPUT.COPY_PASTE.MIN_VISIBLE": (0, 1),
     "SOLVER.IMS_PER_BATCH": (1, _INF),
     "SOLVER.BASE_LR": (0, _INF),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (_EPS, _INF),
@@ -140,6 +147,7 @@ _RANGES = {
     "TRACKER_HEADS.NEW_THRESH": (0, 1),
     "TRACKER_HEADS.COS_MIN": (-1, 1),
     "TRACKER_HEADS.PROTO_MOMENTUM": (0, 1),
+    "TRACKER_HEADS.MEMORY": (0, _INF),
     "TRACKER_HEADS.RETAIN": (0, _INF),
     "TRACKER_HEADS.INIT_SCORE": (0, 1),
     "TRACKER_HEADS.DISTANCE.MAX": (0, _INF),
@@ -211,7 +219,7 @@ def _value_faults(flat: dict[str, object]) -> Iterator[str]:
     for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "TRACKER_HEADS.NULL_LOGIT"):
         if flat[key] is not None and not isinstance(flat[key], (int, float)):
             yield f"{key} is {flat[key]!r}; it must be a number or None."
-    for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE"):
+    for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE", "INPUT.COPY_PASTE.SCALE_RANGE"):
         if not _is_interval(flat[key]) or not flat[key][0] > 0:
             yield f"{key} is {flat[key]!r}; it must be two factors, 0 < smallest <= largest."
     if not flat["INPUT.STRETCH.LOW"] < flat["INPUT.STRETCH.HIGH"]:
@@ -245,6 +253,8 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
     for node, name in ((solo, "MODEL.SOLO"), (emb, "MODEL.SOLO_TRACK.EMB")):
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             yield f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS})."
+    if emb.QUEUE > 0 and emb.LOSS == "infonce":
+        yield "MODEL.SOLO_TRACK.EMB.QUEUE holds centers, but EMB.LOSS infonce compares cells; set QUEUE to 0."
     names = cfg.DATASETS.CLASS_NAMES
     if len(names) not in (0, num_classes(cfg)):
         yield f"DATASETS.CLASS_NAMES has {len(names)} names; give {classes_key(cfg)} ({num_classes(cfg)}), or none."
@@ -300,6 +310,8 @@ def _masktrack_faults(cfg: CfgNode) -> Iterator[str]:
             yield f"MODEL.{key}.IN_FEATURES is {names}; name outputs of the FPN, as projects/baselines/configs does."
     if cfg.MODEL.SOLO_TRACK.EMB.VIEWS != 1:
         yield "MODEL.SOLO_TRACK.EMB.VIEWS is 2; MaskTrackRCNN learns from pairs of frames, not of views: set it to 1."
+    if cfg.INPUT.COPY_PASTE.PROB > 0:
+        yield "INPUT.COPY_PASTE.PROB is above 0; MaskTrackRCNN learns from pairs of frames and pastes nothing: set it to 0."
     if cfg.SOLVER.CLIPS_PER_BATCH or cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
         yield "MODEL.SOLO_TRACK.VIDEO.ENABLED or SOLVER.CLIPS_PER_BATCH is on; MaskTrackRCNN does not learn from unlabelled clips."
 

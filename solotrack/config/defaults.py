@@ -92,6 +92,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     emb.NULL_LOGIT = None  # or a number: an extra entry in every softmax of eq 3, M2.5, A16
     emb.LOO_NULL = 0.0  # weight of the leave-one-out null term, M2.5
     emb.SCOPE = "image"  # negatives from the "image", the "batch" or all processes ("gather"), M2.5, A17
+    emb.QUEUE = 0  # instance centers of past steps that are negatives too, whatever the SCOPE; 0 = none, M2.5, A17
     emb.VIEWS = 1  # 1: the literal losses; 2: two strong views, the same instance in the other view is the positive, M15
     me = cfg.MODEL.SOLO_TRACK.ME = CfgNode()
     me.MODE = "paper"  # "none", "paper", "offdiag" or "minimize", M2.7, A3
@@ -110,9 +111,11 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     video.SIM = "cosine"  # or "dot", M3.3
     video.TEMPERATURE = 0.07  # divisor of similarities, M3.3
     video.UNMATCHED = "none"  # objects without partner: "none" (eq 8 as written), "start_small", "null" or "mutual", M3.4
-    video.NULL_SIM = 0.3  # similarity of the dust bin of "null"
+    video.NULL_SIM = 0.3  # similarity of the dust bin of "null" and of pseudo identities
     video.PALINDROME = "full"  # there and back through the whole clip (eq 8), or "all" shorter ones too, M3.3
     video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
+    video.PSEUDO_WEIGHT = 0.0  # of pseudo identities: what the branch links with confidence is one object to EMB's head; 0 = off, M11
+    video.PSEUDO_THRESH = 0.5  # probability of going there and back that a link needs, a dust bin at NULL_SIM beside the nodes
     cfg.MODEL.SOLO_TRACK.EMB_READ = "cell"  # where inference reads an embedding: "cell", "center_region" or "cluster", M5.2, A10
 
     # ---- MaskTrack R-CNN (MODEL.META_ARCHITECTURE MaskTrackRCNN): Detectron2's Mask R-CNN and a track head, M7.1
@@ -143,6 +146,11 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.COLOR = 0.4  # strength of the colour jitter
     views.SCATTER = 0.0  # probability that a view's instances are first moved to random places, each on its own
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
+    paste = cfg.INPUT.COPY_PASTE = CfgNode()  # instances of another labelled image pasted into one, before its views are drawn, M11
+    paste.PROB = 0.0  # probability for an image; 0 = off
+    paste.MAX_INSTANCES = 3  # 1 to this many are pasted
+    paste.SCALE_RANGE = [0.6, 1.5]  # size of a pasted instance over its own
+    paste.MIN_VISIBLE = 0.3  # an instance of which a smaller share is left unhidden loses its mask
     clips = cfg.INPUT.CLIPS = CfgNode()  # unlabelled clips, M3.5
     clips.FRAMES = 2  # 2 to 4, P4.4
     clips.MAX_GAP = 3  # frames of the list or file from one frame of a clip to the next, at most; more for files of full frame rate
@@ -192,6 +200,8 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     trk.LOSER = "drop"  # what becomes of a detection whose tracks all went to better ones: "drop", or "new" for a track of its own
     trk.PROTO_UPDATE = "ema"  # "last", "ema" or "mean", M5.3, A11
     trk.PROTO_MOMENTUM = 0.5  # share of the new embedding in "ema", M5.3
+    trk.MEMORY = 0  # newest embeddings of a track that are kept in place of a prototype (IDOL, MASA: 10); 0 = the prototype, M5.7
+    trk.MEMORY_READ = "max"  # similarity with a track: of its most similar embedding, or the "mean"; a null logit is calibrated without it
     trk.RETAIN = 0  # frames an unseen track is kept; 0 = for the whole video, M5.3
     trk.INIT_SCORE = 0.0  # a detection with a lower score cannot start a track (IDOL: 0.2), M5.7
     cues = trk.CUES = CfgNode()  # MaskTrack R-CNN's post-processing, M5.4; the weights are IoUTrackerPlus' too

@@ -100,7 +100,8 @@ class ClipMapper:
 
         Returns:
             ``frames``, list of (3, H, W) uint8 of one size, in the order of the video; ``file_names``, one a frame; ``height`` and
-            ``width`` of the first frame as it was read. Frames of another size are first brought to that of the clip's first frame.
+            ``width`` of the first frame as it was read; ``video``, its path or that of its first frame, the same for all its clips. Frames
+            of another size are first brought to that of the clip's first frame.
 
         Raises:
             FrameError: a frame that cannot be read, or a video with fewer frames than a clip.
@@ -129,6 +130,7 @@ class ClipMapper:
             "file_names": [frame.name for frame in read],
             "height": height,
             "width": width,
+            "video": record["source"] if isinstance(record["source"], str) else record["source"][0],
         }
 
     def _prepared(self, image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -135,11 +135,12 @@ class SeededDataset(Dataset):
     def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int) -> None:
         """
         Args:
-            records: Detectron2's standard dicts, or those of videos.
+            records: Detectron2's standard dicts, or those of videos; a DatasetFromList, which holds them serialised, is taken as it is.
             mapper: record -> sample; may draw from the global states of random, NumPy and torch (CPU).
             seed: at least 0.
         """
-        self.records = DatasetFromList(list(records), copy=False)  # serialised: workers share the memory
+        # workers share the memory
+        self.records = records if isinstance(records, DatasetFromList) else DatasetFromList(list(records), copy=False)
         self.mapper = mapper
         self.seed = seed
 
@@ -227,10 +228,13 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | N
     if trains_on_videos(cfg):
         records, default_mapper = load_pairs(cfg)
     else:
-        records, default_mapper = _labelled_images(cfg), ImageMapper(cfg, is_train=True)
+        records = _labelled_images(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     groups = [int(cfg.DATALOADER.ASPECT_RATIO_GROUPING and record["width"] > record["height"]) for record in records]
     sampler = TrainBatchSampler(groups, images, seed, start_iter, comm.get_rank(), world_size)
+    records = DatasetFromList(records, copy=False)
+    if not trains_on_videos(cfg):
+        default_mapper = ImageMapper(cfg, is_train=True, donors=records)
     dataset = SeededDataset(records, mapper or default_mapper, seed)
     if clips:
         videos = load_clip_videos(cfg)

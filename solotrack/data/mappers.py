@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from solotrack.ops.masks import masks_to_boxes
 from solotrack.ops.rle import decode_rle
 
 from .annotation_file import DatasetError
+from .copy_paste import CopyPaste
 from .frames import read_frame_image
 from .intensity import Stretch
 from .views import ColorJitter, RandomSimilarity, RandomView
@@ -37,6 +39,9 @@ class ImageMapper:
         num_views: int = 1,
         with_labels: bool = True,
         stretch: Stretch | None = None,
+        copy_paste: CopyPaste | None = None,
+        paste_prob: float = 0.0,
+        donors: Sequence[dict[str, Any]] = (),
     ) -> None:
         """
         Args:
@@ -46,6 +51,9 @@ class ImageMapper:
             num_views: 1, or 2 to add ``second_view``.
             stretch: applied to the image as read.
             with_labels: False leaves the annotations out; goes with no ``view`` only.
+            copy_paste: pastes instances of another image in, after the augmentations (of both images) and before the views.
+            paste_prob: probability that it does.
+            donors: records of the images that they are taken from, each equally likely.
 
         Raises:
             ValueError: a number of views other than 1 or 2, two views that would be equal, or a view without labels.
@@ -60,9 +68,12 @@ class ImageMapper:
         self.num_views = num_views
         self.with_labels = with_labels
         self.stretch = stretch
+        self.copy_paste = copy_paste
+        self.paste_prob = paste_prob if len(donors) else 0.0
+        self.donors = donors
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, donors: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train)
         common = {"augmentations": augmentations, "image_format": cfg.INPUT.FORMAT, "stretch": Stretch.from_config(cfg)}
         if not is_train:
@@ -81,7 +92,15 @@ class ImageMapper:
             if aug.COLOR > 0:
                 extra.append(ColorJitter(aug.COLOR, cfg.INPUT.FORMAT))
             view = RandomView(extra) if extra else None
-        return common | {"view": view, "num_views": num_views}
+        paste = cfg.INPUT.COPY_PASTE
+        copy_paste = CopyPaste(paste.MAX_INSTANCES, paste.SCALE_RANGE, paste.MIN_VISIBLE)
+        return common | {
+            "view": view,
+            "num_views": num_views,
+            "copy_paste": copy_paste,
+            "paste_prob": paste.PROB,
+            "donors": donors,
+        }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """
@@ -91,46 +110,29 @@ class ImageMapper:
         Returns:
             The record without ``annotations``, with ``image`` (3, H, W) uint8 and, with labels, ``instances``: gt_boxes (tight boxes of the
             masks, right and bottom exclusive), gt_classes (M,), gt_masks (BitMasks) and gt_ids (M,), the instance's index in the record's
-            annotations. Crowds, and instances of which nothing is left, are removed. With two views also ``second_view``: image, instances.
+            annotations, those of a pasted one in its own record's with the number of this record's added. Crowds, and instances of which
+            nothing is left, are removed. With two views also ``second_view``: image, instances.
 
         Raises:
             FrameError: the image file is missing or corrupt.
             DatasetError: the image is not as large as the record says, or an annotation has no mask, or a broken one.
         """
         mapped = {key: value for key, value in record.items() if key != "annotations"}
-        image = read_frame_image(record["file_name"], self.image_format)
-        try:
-            utils.check_image_size(mapped, image)
-        except utils.SizeMismatchError:
-            raise DatasetError(
-                f"{record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels (width x height) but the data set's json says "
-                f"{record['width']} x {record['height']}; put the right file there, or correct the json."
-            ) from None
-        if self.stretch is not None:
-            image = self.stretch(image)
-        height, width = image.shape[:2]
-
-        augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
-        image = augmented.image
+        image, transforms = self._augmented(mapped)
         if not self.with_labels:
             mapped["image"] = _image_tensor(image)
             return mapped
-
         annotations = record.get("annotations", [])
-        ids = np.array([i for i, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)], dtype=np.int64)
-        masks = np.zeros((len(ids), *image.shape[:2]), dtype=np.uint8)
-        for mask, i in zip(masks, ids, strict=True):
-            try:
-                mask[:] = _transform_segmentation(annotations[i]["segmentation"], height, width, transforms, image.shape[:2])
-            except (KeyError, ValueError) as error:
-                raise DatasetError(
-                    f"The annotation number {i} (from 0) of {record['file_name']} has no mask that can be used ({error}); "
-                    "correct it in the data set's json."
-                ) from error
-        visible = masks.any(axis=(1, 2))
-        ids, masks = ids[visible], masks[visible]
-        classes = np.array([annotations[i]["category_id"] for i in ids], dtype=np.int64)
+        masks, classes, ids = _labels(mapped, annotations, transforms, image.shape[:2])
+        if self.paste_prob > 0 and np.random.random() < self.paste_prob:  # noqa: NPY002
+            donor = self.donors[np.random.randint(len(self.donors))]  # noqa: NPY002
+            if donor["file_name"] != record["file_name"]:  # else two instances that look the same would count as different
+                other, transforms = self._augmented(donor)
+                other_masks, other_classes, other_ids = _labels(donor, donor.get("annotations", []), transforms, other.shape[:2])
+                rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
+                image, masks, kept = self.copy_paste(image, masks, other, other_masks, rng)
+                classes = np.concatenate([classes, other_classes])[kept]
+                ids = np.concatenate([ids, len(annotations) + other_ids])[kept]
 
         views = []
         for _ in range(self.num_views):
@@ -140,6 +142,40 @@ class ImageMapper:
         if self.num_views == 2:
             mapped["second_view"] = views[1]
         return mapped
+
+    def _augmented(self, record: dict[str, Any]) -> tuple[np.ndarray, T.TransformList]:
+        """A record's image (H, W, 3) after the augmentations, and what these did to it; fills in ``height`` and ``width`` where missing."""
+        image = read_frame_image(record["file_name"], self.image_format)
+        try:
+            utils.check_image_size(record, image)
+        except utils.SizeMismatchError:
+            raise DatasetError(
+                f"{record['file_name']} has {image.shape[1]} x {image.shape[0]} pixels (width x height) but the data set's json says "
+                f"{record['width']} x {record['height']}; put the right file there, or correct the json."
+            ) from None
+        augmented = T.AugInput(image if self.stretch is None else self.stretch(image))
+        transforms = self.augmentations(augmented)
+        return augmented.image, transforms
+
+
+def _labels(
+    record: dict[str, Any], annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks (M, H, W) uint8 in the augmented image of ``size`` (H, W), classes (M,) and places among the annotations (M,) of a record's
+    instances, without crowds and those outside of the image."""
+    ids = np.array([i for i, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)], dtype=np.int64)
+    masks = np.zeros((len(ids), *size), dtype=np.uint8)
+    for mask, i in zip(masks, ids, strict=True):
+        try:
+            mask[:] = _transform_segmentation(annotations[i]["segmentation"], record["height"], record["width"], transforms, size)
+        except (KeyError, ValueError) as error:
+            raise DatasetError(
+                f"The annotation number {i} (from 0) of {record['file_name']} has no mask that can be used ({error}); "
+                "correct it in the data set's json."
+            ) from error
+    visible = masks.any(axis=(1, 2))
+    ids = ids[visible]
+    return masks[visible], np.array([annotations[i]["category_id"] for i in ids], dtype=np.int64), ids
 
 
 def _image_tensor(image: np.ndarray) -> torch.Tensor:

@@ -120,13 +120,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None
         lost = self._incompatible if path else None
-        if lost and hasattr(self.model, "initialise_missing"):
-            lost.missing_keys[:] = sorted(set(lost.missing_keys) - self.model.initialise_missing(lost.missing_keys))
-        if lost and not lost.incorrect_shapes and len(lost.missing_keys) == len(self.model.state_dict()):
+        if lost and not lost.incorrect_shapes and {name for name, _ in self.model.named_parameters()} <= set(lost.missing_keys):
             raise CheckpointError(
                 f"No weight of {path} fits a parameter of the model. Weights of torchvision or mmdetection go through "
                 "tools/convert_weights.py first."
             )
+        if lost and hasattr(self.model, "initialise_missing"):
+            lost.missing_keys[:] = sorted(set(lost.missing_keys) - self.model.initialise_missing(lost.missing_keys))
         return extra
 
     def load_for_inference(self, path: str) -> None:

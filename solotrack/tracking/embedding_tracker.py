@@ -18,6 +18,7 @@ from solotrack.ops.similarity import NORM_EPS, pairwise_similarity
 from .assignment import assign
 from .base import OnlineTracker, check_choice
 from .cues import assign_masktrack, cue_overlap, cue_scores
+from .memory import read_recent, remember
 
 __all__ = ["EmbeddingTracker", "match_scores"]
 
@@ -66,7 +67,8 @@ def match_scores(
 class EmbeddingTracker(OnlineTracker):
     """Links a detection to the track whose prototype its embedding resembles most.
 
-    A track's memory is one prototype embedding (D,). Without cues the links follow :func:`~solotrack.tracking.assignment.assign`, greedy or
+    A track's memory is one prototype embedding (D,), or its last ``memory`` embeddings: what looked different for a while is found again
+    by what it looked like before (METHOD 5.7). Without cues the links follow :func:`~solotrack.tracking.assignment.assign`, greedy or
     Hungarian, on the values of :func:`match_scores`: a detection for which every track is worse than the null entry (or threshold)
     starts a track; one that lost every good enough track to better detections is dropped (``loser`` "new": starts a track).
 
@@ -91,6 +93,8 @@ class EmbeddingTracker(OnlineTracker):
         cos_min: float = 0.3,
         proto_update: str = "ema",
         proto_momentum: float = 0.5,
+        memory: int = 0,
+        memory_read: str = "max",
         loser: str = "drop",
         cues: bool = False,
         cue_score: float = 1.0,
@@ -107,8 +111,10 @@ class EmbeddingTracker(OnlineTracker):
             null_logit: logit of the null entry of softmax_null, in units of scale × similarity; None: :meth:`set_null_logit`, or 0.
             new_thresh: a best match below it is none (all modes but softmax_null).
             cos_min: cosine a match needs while there is one track (softmax only).
-            proto_update: "last" (the newest embedding), "ema" or "mean" (of all embeddings of the track).
+            proto_update: "last" (the newest embedding), "ema" or "mean" (of all embeddings of the track); with ``memory`` not looked at.
             proto_momentum: share of the new embedding in "ema".
+            memory: 0, or the number of a track's newest embeddings that are kept in place of a prototype.
+            memory_read: "max" or "mean", the similarity with a track from those with its embeddings.
             loser: "drop" or "new", what becomes of a detection whose track went to a better one.
             cues: use MaskTrack R-CNN's cues and rules.
             cue_score, cue_iou, cue_class: the cues' coefficients.
@@ -125,6 +131,8 @@ class EmbeddingTracker(OnlineTracker):
         self._cos_min = cos_min
         self._proto_update = check_choice("proto_update", proto_update, ("last", "ema", "mean"))
         self._proto_momentum = proto_momentum
+        self._memory_size = memory
+        self._memory_read = check_choice("memory_read", memory_read, ("max", "mean"))
         self._loser = check_choice("loser", loser, ("drop", "new"))
         self._cues = cues
         self._cue_weights = {"score_weight": cue_score, "iou_weight": cue_iou, "class_weight": cue_class}
@@ -143,6 +151,8 @@ class EmbeddingTracker(OnlineTracker):
             "cos_min": trk.COS_MIN,
             "proto_update": trk.PROTO_UPDATE,
             "proto_momentum": trk.PROTO_MOMENTUM,
+            "memory": trk.MEMORY,
+            "memory_read": trk.MEMORY_READ,
             "loser": trk.LOSER,
             "cues": trk.CUES.ENABLED,
             "cue_score": trk.CUES.SCORE,
@@ -177,7 +187,10 @@ class EmbeddingTracker(OnlineTracker):
         if self._metric == "cosine":  # prototypes average directions; the length of an embedding means nothing there
             embeddings = F.normalize(embeddings, dim=1, eps=NORM_EPS)
         seen = {"embeddings": embeddings}
-        if self._proto_update == "mean":
+        if self._memory_size:
+            seen["recent"] = F.pad(embeddings[:, None], (0, 0, 0, self._memory_size - 1))  # (n, M, D)
+            seen["counts"] = torch.ones(len(instances), dtype=torch.int64, device=embeddings.device)
+        elif self._proto_update == "mean":
             seen["counts"] = seen["embeddings"].new_ones(len(instances), 1)
         if self._cues:
             seen["classes"] = instances.pred_classes
@@ -189,10 +202,10 @@ class EmbeddingTracker(OnlineTracker):
 
     def _match(self, instances: Instances, seen: Mapping[str, torch.Tensor]) -> np.ndarray:
         memory = self._memory
-        similarity = pairwise_similarity(seen["embeddings"], memory["embeddings"], self._metric, self._scale)
+        similarity = self._similarity(seen["embeddings"], self._metric, self._scale)
         cosine = None
         if self._sim == "masa" or (self._sim == "softmax" and len(memory) == 1):
-            cosine = pairwise_similarity(seen["embeddings"], memory["embeddings"], "cosine", 1.0)
+            cosine = self._similarity(seen["embeddings"], "cosine", 1.0)
         values = match_scores(similarity, cosine, self._sim, self.null_logit, self._new_thresh, self._cos_min)
         if self._cues:
             log_prob = values if self._sim == "softmax_null" else values.clamp(min=_SMALLEST).log()
@@ -204,11 +217,23 @@ class EmbeddingTracker(OnlineTracker):
             return assign_masktrack(values[:, 1:], values[:, 0], self._loser)
         return assign(values[:, 1:], values[:, 0], self._assignment, self._loser)
 
+    def _similarity(self, embeddings: torch.Tensor, metric: str, scale: float) -> torch.Tensor:
+        """Of detections (n, D) with the K tracks: (n, K)."""
+        memory = self._memory
+        if not self._memory_size:
+            return pairwise_similarity(embeddings, memory["embeddings"], metric, scale)
+        similarity = pairwise_similarity(embeddings, memory["recent"].flatten(0, 1), metric, scale)  # (n, K M)
+        return read_recent(similarity.unflatten(1, (len(memory), self._memory_size)), memory["counts"], self._memory_read)
+
     def _renew(self, rows: np.ndarray, seen: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         columns = super()._renew(rows, seen)
+        index = torch.from_numpy(rows).to(seen["embeddings"].device)
+        if self._memory_size:
+            recent, counts = self._memory["recent"][index], self._memory["counts"][index]
+            columns["recent"], columns["counts"] = remember(recent, counts, seen["embeddings"])
+            return columns
         if self._proto_update == "last":
             return columns
-        index = torch.from_numpy(rows).to(seen["embeddings"].device)
         prototypes = self._memory["embeddings"][index]
         if self._proto_update == "ema":
             columns["embeddings"] = prototypes.lerp(seen["embeddings"], self._proto_momentum)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["TrackMemory"]
+__all__ = ["TrackMemory", "read_recent", "remember"]
 
 
 class TrackMemory:
@@ -92,3 +92,33 @@ class TrackMemory:
 
     def _index(self, rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(rows).to(next(iter(self._columns.values())).device)
+
+
+def remember(recent: torch.Tensor, counts: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put each track's new embedding in the place of its oldest.
+
+    Args:
+        recent: (m, M, D), the last M embeddings of m tracks; a track's embedding number c, from 0, is in slot c % M. Not changed.
+        counts: (m,) int64, embeddings each track has had.
+        embeddings: (m, D), the new ones.
+
+    Returns:
+        ``recent`` and ``counts`` with them.
+    """
+    slots = torch.arange(recent.shape[1], device=recent.device)
+    new = slots == (counts % recent.shape[1])[:, None]  # (m, M)
+    return torch.where(new[..., None], embeddings[:, None], recent), counts + 1
+
+
+def read_recent(similarity: torch.Tensor, counts: torch.Tensor, read: str) -> torch.Tensor:
+    """Similarity (n, K) of detections with tracks, from that with each remembered embedding.
+
+    Args:
+        similarity: (n, K, M), M slots a track, see :func:`remember`.
+        counts: (K,) int64, embeddings each track has had, at least 1; slots from there on are empty.
+        read: "max", the most similar embedding speaks for its track, or "mean".
+    """
+    filled = torch.arange(similarity.shape[2], device=counts.device) < counts[:, None]  # (K, M)
+    if read == "max":
+        return similarity.masked_fill(~filled, -torch.inf).amax(dim=2)
+    return (similarity * filled).sum(dim=2) / filled.sum(dim=1)

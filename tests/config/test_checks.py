@@ -67,6 +67,7 @@ IMPOSSIBLE = {
     "SOLVER.STEPS": ("(80000, 60000)", "must ascend"),
     "INPUT.AUG.SCALE_RANGE": ("[1.5, 0.5]", "0 < smallest <= largest"),
     "INPUT.VIEWS.SCALE_RANGE": ("[0.0, 1.5]", "0 < smallest <= largest"),
+    "INPUT.COPY_PASTE.SCALE_RANGE": ("[0.0, 1.5]", "0 < smallest <= largest"),
     "DATASETS.CUSTOM.IMAGES": ("[['name', 'file.json']]", "[name, json file, folder]"),
     "DATASETS.CUSTOM.VIDEOS": ("['name']", "[name, json file, folder]"),
     "DATASETS.CUSTOM.CLIPS": ("[['name', 'folder', '']]", "[name, video file or folder or pattern]"),

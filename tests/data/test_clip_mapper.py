@@ -90,7 +90,8 @@ def test_frames_of_every_kind_of_video(source: str | list[str], image_format: st
     seen = set()
     for _ in range(40):
         clip = draw({"source": source, "annotations": None, "video_id": 3})
-        assert clip.keys() == {"frames", "file_names", "height", "width"} and (clip["height"], clip["width"]) == (HEIGHT, WIDTH)
+        assert clip.keys() == {"frames", "file_names", "height", "width", "video"} and (clip["height"], clip["width"]) == (HEIGHT, WIDTH)
+        assert clip["video"] == (source if isinstance(source, str) else source[0])
         found = numbers(clip)
         assert all(1 <= gap <= 3 for gap in np.diff(found))
         assert clip["file_names"] == [names[number] for number in found]

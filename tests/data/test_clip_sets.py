@@ -127,7 +127,7 @@ def test_annotations_are_never_opened(write_json, tmp_path: Path, opened: list[s
         (video,) = load_clip_videos(cfg)
         assert video.keys() == {"source"}
         clips[name] = ClipMapper(cfg)(video)
-        assert clips[name].keys() == {"frames", "file_names", "height", "width"}
+        assert clips[name].keys() == {"frames", "file_names", "height", "width", "video"}
         assert clips[name]["file_names"] == clips["without"]["file_names"] == video["source"]
     frames = {str(tmp_path / "frames" / "a" / f"{t}.png") for t in range(3)}
     assert {path for path in opened if path.startswith(str(tmp_path))} == frames | {entry[1] for entry in entries.values()}

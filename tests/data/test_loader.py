@@ -198,6 +198,21 @@ def test_same_batches_for_any_number_of_workers_and_after_a_resume(coco):
     assert flatten(list(islice(build_train_loader(config([entry], *views), start_iter=4), 2))) == expected[16:]
 
 
+def test_pasted_instances_are_decided_by_seed_and_position(coco):
+    """For any number of workers and after a resume; the donors are the training images."""
+    entry = coco()
+    plain = flatten(list(islice(build_train_loader(config([entry])), 6)))
+    paste = ["INPUT.COPY_PASTE.PROB", "0.7", "INPUT.COPY_PASTE.MAX_INSTANCES", "2"]
+    expected = flatten(list(islice(build_train_loader(config([entry], *paste)), 6)))
+    images = [sample[0] for sample in expected]
+    assert images == [sample[0] for sample in plain] and 8 < sum(a != b for a, b in zip(expected, plain, strict=True)) < 24
+    assert any(max(sample[3]) >= 1 for sample in expected), "every image has one instance of its own, number 0"
+    loader = build_train_loader(config([entry], "DATALOADER.NUM_WORKERS", "2", *paste))
+    assert flatten(list(islice(loader, 6))) == expected
+    assert flatten(list(islice(build_train_loader(config([entry], *paste), start_iter=4), 2))) == expected[16:]
+    assert loader.dataset.records is loader.dataset.mapper.donors, "one copy in memory"
+
+
 def test_a_loader_leaves_the_global_random_state_alone(coco):
     torch.manual_seed(0)
     before = torch.get_rng_state()

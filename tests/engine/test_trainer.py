@@ -63,6 +63,17 @@ TrainingStep.after_backward = after_backward
 """
 
 
+CLIPS = {
+    "MODEL.SOLO_TRACK.VIDEO.ENABLED": True,
+    "MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 0.0,
+    "MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": 1.0,
+    "MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": 0.1,
+    "SOLVER.CLIPS_PER_BATCH": 2,
+    "DATASETS.TRAIN_CLIPS": ["tiny_unlabelled"],
+    "INPUT.CLIPS.MIN_SIZE_TRAIN": [tiny.SIZE],
+}
+
+
 @pytest.mark.parametrize(("views", "workers"), [(1, 0), (2, 0), (2, 1)])
 def test_a_killed_run_ends_as_an_unbroken_one(train: Callable[..., Finished], tmp_path: Path, views: int, workers: int) -> None:
     """Killed at two random steps, the first perhaps before there is a checkpoint, and resumed: the same weights and state, bit for bit."""
@@ -71,6 +82,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(train: Callable[..., Finished], tm
         "MODEL.SOLO_TRACK.EMB.VIEWS": views,
         "DATALOADER.NUM_WORKERS": workers,
         "INPUT.AUG.COLOR": 0.5,
+        "INPUT.COPY_PASTE.PROB": 0.5 * workers,
+        "MODEL.SOLO_TRACK.EMB.QUEUE": 30 * workers,
+        **(CLIPS if workers else {}),
         "DATASETS.TEST": ["tiny_test"] if views == 2 else [],
         "TEST.EVAL_PERIOD": 2,
     }
@@ -157,6 +171,30 @@ def test_a_damaged_image_is_named(train: Callable[..., Finished], tmp_path: Path
     done = train("a", changes, setup=not_before)
     assert done.code == 2 and "Traceback" not in done.err, done.err
     assert done.err.splitlines()[-1].startswith(f"error: The frame {images}/0000") and "copy or extract it again" in done.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("a frame cut short", "error: The frame {clips}/v/2.jpg cannot be read"),
+        ("a video cut short", "error: None of the 1 videos of DATASETS.TRAIN_CLIPS (cut) has INPUT.CLIPS.FRAMES (4) frames"),
+    ],
+)
+def test_clips_that_cannot_be_read(train: Callable[..., Finished], tmp_path: Path, fault: str, text: str) -> None:
+    frames = sorted((tiny.data_root() / "videos" / "unlabelled").rglob("*.jpg"))[: tiny.FRAMES]
+    (tmp_path / "clips" / "v").mkdir(parents=True)
+    for number, path in enumerate([*frames, frames[0]] if fault == "a frame cut short" else frames):
+        content = path.read_bytes()
+        whole = fault != "a frame cut short" or number != 2
+        (tmp_path / "clips" / "v" / f"{number}.jpg").write_bytes(content if whole else content[: len(content) // 2])
+    changes = CLIPS | {
+        "DATASETS.CUSTOM.CLIPS": [["cut", str(tmp_path / "clips")]],
+        "DATASETS.TRAIN_CLIPS": ["cut"],
+        "INPUT.CLIPS.FRAMES": 4,
+    }
+    done = train("a", changes)
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert text.format(clips=tmp_path / "clips") in done.err.splitlines()[-1]
 
 
 def steps(changes: dict | None = None, max_norm: float | None = None, lr: float = 1.0, dtype: torch.dtype | None = None) -> TrainingStep:

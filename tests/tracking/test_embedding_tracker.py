@@ -177,6 +177,79 @@ def test_a_dropped_detection_leaves_no_trace() -> None:
     assert len(t._memory) == 1
 
 
+def random_video(seed: int, frames: int = 12) -> list[Instances]:
+    """Up to five of six objects a frame, whose looks wander."""
+    rng = torch.Generator().manual_seed(seed)
+    looks = torch.randn(6, 3, generator=rng) * 3
+    video = []
+    for _ in range(frames):
+        looks = looks + torch.randn(6, 3, generator=rng)
+        shown = torch.randperm(6, generator=rng)[: int(torch.randint(0, 6, (1,), generator=rng))]
+        instances = frame(looks[shown].tolist())
+        instances.pred_classes = shown % 2
+        video.append(instances)
+    return video
+
+
+@SIMS
+@pytest.mark.parametrize("cues", [False, True])
+def test_a_memory_of_one_is_the_last_embedding(sim: str, cues: bool) -> None:
+    links = set()
+    for seed in range(6):
+        common = {"sim": sim, "cues": cues, "metric": "cosine", "scale": 5.0, "null_logit": 3.0, "new_thresh": 0.4}
+        trackers = [tracker(**common, memory=1, memory_read=read) for read in ("max", "mean")]
+        trackers.append(tracker(**common, proto_update="last"))
+        ids = [[t.update(instances).ID.tolist() for instances in random_video(seed)] for t in trackers]
+        assert ids[0] == ids[1] == ids[2]
+        links.add(str(ids[0]))
+        longer = tracker(**common, memory=4)
+        links.add(str([longer.update(instances).ID.tolist() for instances in random_video(seed)]))
+    assert len(links) > 8, "a longer memory makes other links"
+
+
+@SIMS
+@pytest.mark.parametrize("read", ["max", "mean"])
+def test_similarities_with_a_memory_against_lists(sim: str, read: str) -> None:
+    """Every frame's values, from the embeddings that each track was given."""
+    t = tracker(sim=sim, memory=3, memory_read=read, metric="cosine", scale=5.0, null_logit=3.0, new_thresh=0.4, cos_min=0.4, retain=4)
+    tracks: dict[int, list[torch.Tensor]] = {}
+    lengths, frames = set(), 0
+    for instances in random_video(3, 20):
+        t._memory.expire(t._frame + 1, 4)
+        known = t._memory.ids.tolist()
+        if known and len(instances):
+            for metric, scale in (("cosine", 5.0), ("dot", 1.0)):
+                unit = torch.nn.functional.normalize(instances.embeddings, dim=1)
+                values = [[[scale * float(e @ old) for old in tracks[i]] for i in known] for e in unit]
+                expected = [[max(v) if read == "max" else sum(v) / len(v) for v in row] for row in values]
+                torch.testing.assert_close(t._similarity(unit, metric, scale), torch.tensor(expected))
+            frames += 1
+        result = t.update(instances)
+        for i, embedding in zip(result.ID.tolist(), result.embeddings, strict=True):
+            if i >= 0:
+                tracks[i] = [*tracks.get(i, []), torch.nn.functional.normalize(embedding, dim=0)][-3:]
+                lengths.add(len(tracks[i]))
+    assert frames > 10 and lengths == {1, 2, 3}
+
+
+@pytest.mark.parametrize("cues", [False, True])
+@ASSIGNMENTS
+def test_a_longer_memory_finds_again_what_changed_its_looks(assignment: str, cues: bool) -> None:
+    side = [[3.0, 3.0, 0.0], [1.0, 4.0, 0.0], [0.0, 5.0, 0.0]]  # it turns: from A's looks to others, and then is gone for a while
+    common = {"assignment": assignment, "cues": cues, "null_logit": 7.5, "cue_class": 0.0, "cue_iou": 0.0}
+    turning = [[A], *([look] for look in side), [], [A]]
+    assert run(tracker(**common, proto_update="last"), *turning)[-1] == [1]
+    assert run(tracker(**common), *turning)[-1] == [1]
+    assert run(tracker(**common, memory=4), *turning)[-1] == [0]
+    assert run(tracker(**common, memory=2), *turning)[-1] == [1], "what is older than the memory is forgotten"
+    assert run(tracker(**common, memory=4, memory_read="mean"), *turning)[-1] == [0]  # (16 + 12 + 4 + 0) / 4
+
+
+def test_wrong_ways_to_read_a_memory() -> None:
+    with pytest.raises(ValueError, match="memory_read is 'median'"):
+        tracker(memory=3, memory_read="median")
+
+
 @pytest.mark.parametrize(("retain", "expected"), [(0, 0), (1, 1), (2, 1), (3, 0)])
 def test_retain(retain: int, expected: int) -> None:
     ids = run(tracker(retain=retain), [A], [], [], [A])  # seen again three frames after the last time
@@ -240,7 +313,7 @@ def test_every_key_of_the_config_arrives() -> None:
         "ASSIGN": ("hungarian", "assignment"), "PROTO_UPDATE": ("mean", "proto_update"), "PROTO_MOMENTUM": (0.9, "proto_momentum"),
         "RETAIN": (7, "retain"), "INIT_SCORE": (0.3, "init_score"), "PRE_NMS_THRESH": (0.8, "pre_nms_thresh"),
         "CUES.ENABLED": (True, "cues"), "CUES.SCORE": (2.0, "cue_score"), "CUES.IOU": (3.0, "cue_iou"), "CUES.CLASS": (4.0, "cue_class"),
-        "CUES.IOU_TYPE": ("mask", "cue_iou_type"),
+        "CUES.IOU_TYPE": ("mask", "cue_iou_type"), "MEMORY": (4, "memory"), "MEMORY_READ": ("mean", "memory_read"),
     }  # fmt: skip
     cfg = load_config("", [str(x) for key, (value, _) in keys.items() for x in (f"TRACKER_HEADS.{key}", value)])
     arguments = EmbeddingTracker.from_config(cfg)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from solotrack.tracking.memory import TrackMemory
+from solotrack.tracking.memory import TrackMemory, read_recent, remember
 
 
 def filled() -> TrackMemory:
@@ -75,3 +76,27 @@ def test_inference_mode_may_come_and_go() -> None:
     with torch.inference_mode():
         memory.write(np.array([1]), 4, {"embeddings": torch.ones(1, 2)})
     assert memory["embeddings"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_recent_embeddings_against_lists(size: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    recent, counts = torch.zeros(4, size, 2), torch.zeros(4, dtype=torch.int64)
+    lists: list[list[torch.Tensor]] = [[] for _ in range(4)]
+    for step in range(9):
+        rows = torch.randperm(4, generator=rng)[: 4 if step == 0 else step % 4]
+        new = torch.randn(len(rows), 2, generator=rng)
+        before = recent.clone()
+        written, counts[rows] = remember(recent[rows], counts[rows], new)
+        assert torch.equal(recent, before)
+        recent[rows] = written
+        for row, embedding in zip(rows.tolist(), new, strict=True):
+            lists[row] = [*lists[row], embedding][-size:]
+        for row, known in enumerate(lists):
+            found = recent[row, : min(int(counts[row]), size)]
+            assert sorted(found.tolist()) == sorted(torch.stack(known).tolist())
+        queries = torch.randn(5, 2, generator=rng)
+        similarity = torch.einsum("nd,kmd->nkm", queries, recent)
+        for read, reduce in (("max", max), ("mean", lambda values: sum(values) / len(values))):
+            expected = [[reduce([float(query @ embedding) for embedding in known]) for known in lists] for query in queries]
+            torch.testing.assert_close(read_recent(similarity, counts, read), torch.tensor(expected))

@@ -93,7 +93,7 @@ def cycle_loss(
                 return_walk = _log_matmul(back[:, last], return_walk)
             if palindrome == "full" and last < out.shape[1] - 1:
                 continue
-            home = _log_matmul(walk, return_walk).diagonal(dim1=1, dim2=2)  # (B, N) log M_ii
+            home = (walk + return_walk.transpose(1, 2)).logsumexp(dim=2)  # (B, N) log M_ii; of the product only the diagonal is wanted
             counted = rows & _telling(counts[:, : last + 2])[:, None]
             if unmatched == "null":
                 counted &= walk.detach().logsumexp(dim=2) > _LOG_HALF

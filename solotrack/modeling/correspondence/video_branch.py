@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,14 +15,32 @@ from ..solo.head import SOLOHead
 from ..solo.inference import SOLOInference
 from .cycle import cycle_loss
 from .nodes import instance_nodes, point_nodes
+from .pseudo_identity import confident_links, pseudo_identity_loss
 
-__all__ = ["VideoBranch"]
+__all__ = ["ClipLosses", "VideoBranch"]
+
+
+class ClipLosses(NamedTuple):
+    """What a batch of clips says, as scalars; the losses are float32 and not yet weighted.
+
+    Attributes:
+        cycle: of the correspondence (paper eq 8).
+        nodes: mean number of nodes of a frame.
+        identity: of the pseudo identities; None where these are switched off.
+        links: mean number of confident links from a frame to the next; None likewise.
+    """
+
+    cycle: torch.Tensor
+    nodes: torch.Tensor
+    identity: torch.Tensor | None = None
+    links: torch.Tensor | None = None
 
 
 class VideoBranch(nn.Module):
     """An embedding head and the cycle loss over its embeddings of the instances of a clip.
 
-    The gradient reaches the features (backbone and FPN), which the image head shares; tracking reads the image head (paper §4.3).
+    The gradient reaches the features (backbone and FPN), which the image head shares; tracking reads the image head (paper §4.3). With
+    pseudo identities the image head itself learns from clips: what the branch's own head links with confidence is one object to it.
 
     Attributes:
         head: the branch's own embedding head; None: the image head is used.
@@ -44,6 +63,10 @@ class VideoBranch(nn.Module):
         null_sim: float = 0.3,
         palindrome: str = "full",
         edge_dropout: float = 0.0,
+        pseudo_weight: float = 0.0,
+        pseudo_thresh: float = 0.5,
+        image_metric: str = "cosine",
+        image_scale: float = 1.0,
     ) -> None:
         """
         Args:
@@ -53,6 +76,9 @@ class VideoBranch(nn.Module):
             nodes: "mask_nms" or "point_nms", see :mod:`.nodes`.
             node_score, max_nodes: score a node needs, and the most nodes of a frame.
             metric, temperature, unmatched, null_sim, palindrome, edge_dropout: see :func:`cycle_loss`; edges are dropped in training alone.
+            pseudo_weight: of the loss of pseudo identities, which rises like the other; 0 = off.
+            pseudo_thresh: see :func:`confident_links`.
+            image_metric, image_scale: of the image head's similarity, as its image losses have it.
         """
         super().__init__()
         self.head = head
@@ -68,10 +94,14 @@ class VideoBranch(nn.Module):
         self.null_sim = null_sim
         self.palindrome = palindrome
         self.edge_dropout = edge_dropout
+        self.pseudo_weight = pseudo_weight
+        self.pseudo_thresh = pseudo_thresh
+        self.image_metric = image_metric
+        self.image_scale = image_scale
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        video = cfg.MODEL.SOLO_TRACK.VIDEO
+        video, emb = cfg.MODEL.SOLO_TRACK.VIDEO, cfg.MODEL.SOLO_TRACK.EMB
         return {
             "head": None if video.SHARE_HEAD else EmbeddingHead(cfg, input_shape),
             "init_from_image": video.INIT_FROM_IMAGE,
@@ -86,9 +116,13 @@ class VideoBranch(nn.Module):
             "null_sim": video.NULL_SIM,
             "palindrome": video.PALINDROME,
             "edge_dropout": video.EDGE_DROPOUT,
+            "pseudo_weight": video.PSEUDO_WEIGHT,
+            "pseudo_thresh": video.PSEUDO_THRESH,
+            "image_metric": emb.SIM,
+            "image_scale": emb.SCALE if emb.SIM == "dot" else 1.0 / emb.TEMPERATURE,
         }
 
-    def loss(
+    def losses(
         self,
         features: Sequence[torch.Tensor],
         frames: int,
@@ -96,25 +130,24 @@ class VideoBranch(nn.Module):
         detector: SOLOHead,
         inference: SOLOInference,
         image_head: EmbeddingHead,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cycle loss of a batch of clips, not yet weighted, and the mean number of nodes of a frame.
+        videos: torch.Tensor | None = None,
+    ) -> ClipLosses:
+        """The losses of a batch of clips.
 
         Args:
             features: of the clips' frames, one clip after the other: (B * frames, Cin, h, w) a level.
             frames: in a clip.
             padded_size: (Hp, Wp) of the batch.
             detector, inference: find the nodes, without gradient.
-            image_head: takes the place of a head of its own.
-
-        Returns:
-            Two scalars, float32.
+            image_head: takes the place of a head of its own, and learns the pseudo identities.
+            videos: (B,) long, equal for clips of one video, for pseudo identities; None leaves these out.
         """
         cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
-        embeddings = (image_head if self.head is None else self.head)(features)  # (B * frames, R, D)
-        nodes = embeddings.gather(1, cells[..., None].expand(-1, -1, embeddings.shape[2]))  # (B * frames, max_nodes, D)
-        loss = cycle_loss(
-            nodes.unflatten(0, (-1, frames)),
-            valid.unflatten(0, (-1, frames)),
+        cells, valid = cells.unflatten(0, (-1, frames)), valid.unflatten(0, (-1, frames))  # (B, frames, max_nodes)
+        nodes = _read((image_head if self.head is None else self.head)(features), cells)
+        cycle = cycle_loss(
+            nodes,
+            valid,
             metric=self.metric,
             temperature=self.temperature,
             unmatched=self.unmatched,
@@ -122,7 +155,15 @@ class VideoBranch(nn.Module):
             palindrome=self.palindrome,
             edge_dropout=self.edge_dropout if self.training else 0.0,
         )
-        return loss, valid.sum(dim=1).float().mean()
+        found = ClipLosses(cycle, valid.sum(dim=2).float().mean())
+        if videos is None or self.pseudo_weight == 0:
+            return found
+        links = confident_links(
+            nodes, valid, metric=self.metric, temperature=self.temperature, null_sim=self.null_sim, thresh=self.pseudo_thresh
+        )
+        image_nodes = nodes if self.head is None else _read(image_head(features), cells)
+        identity = pseudo_identity_loss(image_nodes, valid, links, videos, metric=self.image_metric, scale=self.image_scale)
+        return found._replace(identity=identity, links=links.sum(dim=(2, 3)).float().mean())
 
     @torch.no_grad()
     def find_nodes(
@@ -134,6 +175,13 @@ class VideoBranch(nn.Module):
             return point_nodes(scores, detector.num_grids, self.node_score, self.max_nodes)
         return instance_nodes(inference, detector, features, scores, padded_size, self.node_score, self.max_nodes)
 
-    def weight(self, iteration: int) -> float:
-        """Of the loss at an iteration of training, counted from 0."""
-        return self.loss_weight * min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
+    def weights(self, iteration: int) -> tuple[float, float]:
+        """Of the cycle loss and of the pseudo identities at an iteration of training, counted from 0."""
+        share = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
+        return share * self.loss_weight, share * self.pseudo_weight
+
+
+def _read(embeddings: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, F, n, D) of the cells (B, F, n) of each frame, from those of all cells (B * F, R, D)."""
+    index = cells.flatten(0, 1)[..., None].expand(-1, -1, embeddings.shape[2])
+    return embeddings.gather(1, index).unflatten(0, cells.shape[:2])

@@ -9,8 +9,10 @@ from .infonce import info_nce_loss
 from .instance_contrastive import InstanceContrastiveLoss
 from .loo_null_loss import loo_null_loss
 from .max_entropy import max_entropy_term
+from .queue import CenterQueue
 
 __all__ = [
+    "CenterQueue",
     "Comparison",
     "EmbeddingHead",
     "InstanceCenters",

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from detectron2.utils import comm
 
 from solotrack.ops.similarity import pairwise_similarity
 
 from .centers import InstanceCenters, mean_over_groups
 
-__all__ = ["MASKED_LOGIT", "Comparison", "compare_centers", "count_pictures"]
+__all__ = ["MASKED_LOGIT", "Comparison", "compare_centers", "count_pictures", "gather_centers"]
 
 # Stands for an entry that is not in a softmax. Finite, so that 0 * log 0 and rows without any entry need no care: exp() of it is
 # exactly 0 beside any logit that occurs (squared norms of embeddings stay below 1e8).
@@ -22,10 +23,12 @@ MASKED_LOGIT = -1e30
 class Comparison(NamedTuple):
     """The similarity matrix of eq (3) before its softmax, and the part each entry plays.
 
+    Q is the number of centers of past steps, which have a column and no row; 0 without a queue.
+
     Attributes:
-        logits: (K, K) float32, similarity of each center with each other.
-        candidates: (K, K) bool, entries of the row's softmax.
-        positives: (K, K) bool, the candidate that is the right answer; at most one a row.
+        logits: (K, K + Q) float32, similarity of each center with each other.
+        candidates: (K, K + Q) bool, entries of the row's softmax.
+        positives: (K, K + Q) bool, the candidate that is the right answer; at most one a row.
         groups: (K,) long: a term is averaged over the rows of a group ...
         num_groups: int, and summed over groups ...
         num_images: scalar tensor or int, and divided by this.
@@ -40,7 +43,7 @@ class Comparison(NamedTuple):
 
     @property
     def negatives(self) -> torch.Tensor:
-        """(K, K) bool, candidates that are other instances."""
+        """(K, K + Q) bool, candidates that are other instances."""
         return self.candidates & ~self.positives
 
     def average(self, values: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -69,6 +72,7 @@ def compare_centers(
     scope: str = "image",
     metric: str = "dot",
     scale: float = 1.0,
+    queue: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Comparison:
     """Logits between centers (eq 3) with the candidates and the positive of every row.
 
@@ -89,6 +93,7 @@ def compare_centers(
         gt_ids: (K,) long, id of each center's instance within its picture, the same in both views. Only read with two views.
         num_images: N, images in the batch, views counted.
         num_levels: levels that have their own centers.
+        queue: centers (Q, D) of past steps and their levels (Q,), -1 for none: other instances to every row, whatever the scope.
 
     Raises:
         ValueError: two views with an odd number of images.
@@ -99,7 +104,7 @@ def compare_centers(
     labels = torch.stack([centers.levels, process, picture, gt_ids, view], dim=1)  # (K, 5)
     vectors = centers.centers
     if scope == "gather" and comm.get_world_size() > 1:
-        vectors, labels = _gather_centers(vectors, labels)
+        vectors, labels = gather_centers(vectors, labels)
 
     def same(columns: int) -> torch.Tensor:
         return (labels[:, None, :columns] == labels[None, :, :columns]).all(dim=2)  # (K, K)
@@ -119,12 +124,21 @@ def compare_centers(
         candidates, positives = in_scope, itself
     else:
         candidates, positives = in_scope & ~itself, same(4) & ~itself
-    logits = pairwise_similarity(vectors, vectors, metric, scale)
+    others = vectors
+    if queue is not None:
+        past, past_levels = queue
+        others = torch.cat([vectors, past])  # a copy: the queue is overwritten before the backward pass
+        candidates = torch.cat([candidates, level[:, None] == past_levels], dim=1)
+        positives = F.pad(positives, (0, len(past)))
+    logits = pairwise_similarity(vectors, others, metric, scale)
     return Comparison(logits, candidates, positives, groups, num_groups, divisor)
 
 
-def _gather_centers(vectors: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centers (K, D) and labels (K, L) of all processes, in the order of the processes; see ``compare_centers`` for the gradient."""
+def gather_centers(vectors: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centers (K, D) and labels (K, L) long of all processes, in the order of the processes; see ``compare_centers`` for the gradient.
+
+    Every process must make this call, with centers or without.
+    """
     world, rank = comm.get_world_size(), comm.get_rank()
     own_size = torch.tensor([len(labels)], device=labels.device)
     sizes = [torch.empty_like(own_size) for _ in range(world)]

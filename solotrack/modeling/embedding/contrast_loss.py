@@ -11,7 +11,7 @@ __all__ = ["contrast_loss", "row_log_softmax"]
 
 
 def row_log_softmax(comparison: Comparison, null_logit: float | None = None) -> torch.Tensor:
-    """log S of eq (3), (K, K): each row normalised over its candidates and, where given, a constant null entry.
+    """log S of eq (3), (K, K + Q): each row normalised over its candidates and, where given, a constant null entry.
 
     Entries that are no candidates hold a large negative number with probability 0 and no gradient.
     """

@@ -15,6 +15,7 @@ from .contrast_loss import contrast_loss
 from .infonce import info_nce_loss
 from .loo_null_loss import loo_null_loss
 from .max_entropy import max_entropy_term
+from .queue import CenterQueue
 
 __all__ = ["InstanceContrastiveLoss"]
 
@@ -51,6 +52,7 @@ class InstanceContrastiveLoss(nn.Module):
         me_mode: str = "paper",
         me_weight: float = 0.1,
         me_start_iter: int = 0,
+        queue: CenterQueue | None = None,
     ):
         """
         Args:
@@ -64,6 +66,7 @@ class InstanceContrastiveLoss(nn.Module):
             center_reduction, center_type, center_detach: see ``center_loss``.
             me_mode: "none" or a mode of ``max_entropy_term``.
             me_start_iter: iteration the maximum entropy term starts at: at the start of training S is uniform, its entropy at its highest.
+            queue: centers of past steps that every softmax of the contrast, null and entropy terms has as other instances.
         """
         super().__init__()
         self.level_sizes = list(level_sizes)
@@ -83,6 +86,7 @@ class InstanceContrastiveLoss(nn.Module):
         self.me_mode = me_mode
         self.me_weight = me_weight
         self.me_start_iter = me_start_iter
+        self.queue = queue
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -105,6 +109,7 @@ class InstanceContrastiveLoss(nn.Module):
             "me_mode": me.MODE,
             "me_weight": me.WEIGHT,
             "me_start_iter": me.START_ITER,
+            "queue": CenterQueue(emb.QUEUE, emb.DIM) if emb.QUEUE > 0 else None,
         }
 
     def forward(
@@ -176,7 +181,10 @@ class InstanceContrastiveLoss(nn.Module):
                 scope=self.scope,
                 metric=self.metric,
                 scale=self.scale,
+                queue=None if self.queue is None else (self.queue.centers, self.queue.levels),
             )
+            if self.queue is not None and self.training:
+                self.queue.push(centers.centers, centers.levels)
             if with_contrast:
                 losses["loss_contrast"] = (self.loss_weight * self.contrast_weight) * contrast_loss(comparison, self.null_logit)
             if with_null:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...config import ConfigError
 from ...ops.similarity import NORM_EPS
-from ..correspondence.video_branch import VideoBranch
+from ..correspondence.video_branch import ClipLosses, VideoBranch
 from ..embedding.head import EmbeddingHead
 from ..embedding.instance_contrastive import InstanceContrastiveLoss
 from ..solo.head import SOLO_HEADS, SOLOHead
@@ -171,35 +171,51 @@ class SOLOTrack(nn.Module):
             losses |= self.losses(self.preprocess(batch), [x["instances"].to(self.device) for x in batch])
         if clips:
             storage = get_event_storage()
-            loss, nodes = self.cycle_loss(clips)
-            losses["loss_cycle"] = self.video_branch.weight(storage.iter) * loss
-            storage.put_scalar("video/nodes_per_frame", nodes)
+            number: dict[str, int] = {}  # of each video
+            found = self.clip_losses(clips, [number.setdefault(clip["video"], len(number)) for clip in clips])
+            cycle_weight, identity_weight = self.video_branch.weights(storage.iter)
+            losses["loss_cycle"] = cycle_weight * found.cycle
+            storage.put_scalar("video/nodes_per_frame", found.nodes)
+            if found.identity is not None:
+                losses["loss_identity"] = identity_weight * found.identity
+                storage.put_scalar("video/links_per_frame", found.links)
         return losses
 
-    def cycle_loss(self, clips: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The correspondence loss of unlabelled clips, not weighted (paper eq 8), and the mean number of nodes of a frame, both scalars.
-
-        ``frames`` of a clip are (3, H, W) uint8.
+    def clip_losses(self, clips: list[dict], videos: list[int] | None = None) -> ClipLosses:
+        """What unlabelled clips say, not weighted (paper §3.4).
 
         BatchNorm layers read their running statistics here, as they do when videos are tracked.
+
+        Args:
+            clips: ``frames`` of each are (3, H, W) uint8.
+            videos: a number for each clip, equal for clips of one video; None leaves pseudo identities out.
         """
         images = self.preprocess([{"image": frame} for clip in clips for frame in clip["frames"]])
         with _running_statistics(self.backbone):
             features = self.features(images)
-        padded_size = tuple(images.tensor.shape[-2:])
-        return self.video_branch.loss(features, len(clips[0]["frames"]), padded_size, self.head, self.inference, self.embedding_head)
+        return self.video_branch.losses(
+            features,
+            len(clips[0]["frames"]),
+            tuple(images.tensor.shape[-2:]),
+            self.head,
+            self.inference,
+            self.embedding_head,
+            None if videos is None else torch.tensor(videos, device=self.device),
+        )
 
     def initialise_missing(self, names: Collection[str]) -> set[str]:
         """Give parameters that a checkpoint does not have the values of others that it has, and tell which.
 
-        The video branch of weights that were trained on images alone starts as a copy of the image head (METHOD 3.4).
+        The video branch of weights that were trained on images alone starts as a copy of the image head (METHOD 3.4). A queue of negatives
+        is empty to begin with.
         """
+        ready = {name for name in names if name.startswith("embedding_loss.queue.")}
         branch = self.video_branch
         own = set() if branch is None or branch.head is None else {f"video_branch.head.{key}" for key in branch.head.state_dict()}
         if not own or not branch.init_from_image or not own <= set(names):
-            return set()
+            return ready
         branch.head.load_state_dict(self.embedding_head.state_dict())
-        return own
+        return ready | own
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise and pad to the largest image of the batch, a multiple of the backbone's divisibility; padding is the mean colour."""

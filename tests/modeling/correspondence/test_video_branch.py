@@ -9,6 +9,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from solotrack.config import ConfigError, load_config
+from solotrack.data.loader import build_train_loader
 from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
 from tests import tiny
 
@@ -25,7 +26,8 @@ VIDEO = {
 
 def clips(count: int, frames: int = 2) -> list[dict]:
     rng = torch.Generator().manual_seed(count)
-    return [{"frames": [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=rng) for _ in range(frames)]} for _ in range(count)]
+    size = (frames, 3, 64, 64)
+    return [{"frames": list(torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)), "video": str(n)} for n in range(count)]
 
 
 def build(changes: dict | None = None) -> torch.nn.Module:
@@ -36,8 +38,10 @@ def build(changes: dict | None = None) -> torch.nn.Module:
 @pytest.mark.parametrize("frames", [2, 3])
 def test_the_gradient_reaches_backbone_and_video_head_alone(nodes: str, frames: int) -> None:
     model = build({"MODEL.SOLO_TRACK.VIDEO.NODES": nodes, "INPUT.CLIPS.FRAMES": frames}).train()
-    loss, nodes = model.cycle_loss(clips(2, frames))
+    found = model.clip_losses(clips(2, frames), [0, 1])
+    loss, nodes = found.cycle, found.nodes
     loss.backward()
+    assert found.identity is None and found.links is None, "switched off"
     assert loss.isfinite() and loss > 0 and 1 < nodes <= 6
     moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"backbone", "video_branch"}
@@ -46,18 +50,18 @@ def test_the_gradient_reaches_backbone_and_video_head_alone(nodes: str, frames: 
 
 def test_a_shared_head_learns_from_clips() -> None:
     model = build({"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": True}).train()
-    model.cycle_loss(clips(2))[0].backward()
+    model.clip_losses(clips(2)).cycle.backward()
     assert model.embedding_head.outputs[0].weight.grad.any() and not list(model.video_branch.parameters())
 
 
 def test_clips_leave_batch_norm_statistics_alone_and_read_them() -> None:
     model = build().train()
     before = {name: value.clone() for name, value in model.backbone.named_buffers()}
-    alone, _ = model.cycle_loss(clips(2)[:1])
-    model.cycle_loss(clips(2))
+    alone = model.clip_losses(clips(2)[:1]).cycle
+    model.clip_losses(clips(2))
     assert all(torch.equal(before[name], value) for name, value in model.backbone.named_buffers())
     assert all(m.training for m in model.modules())
-    both, _ = model.cycle_loss([*clips(2)[:1], *clips(2)[:1]])
+    both = model.clip_losses([*clips(2)[:1], *clips(2)[:1]]).cycle
     torch.testing.assert_close(alone, both, msg="a clip's loss does not depend on the batch's other clips")
 
 
@@ -66,8 +70,74 @@ def test_images_and_clips_in_one_batch() -> None:
     with EventStorage(4):
         mixed = model([*clips(2)])
         assert mixed.keys() == {"loss_cycle"}
-        assert mixed["loss_cycle"].item() == pytest.approx(0.5 * model.cycle_loss(clips(2))[0].item()), "5 of 10 iterations of warm-up"
-    assert [model.video_branch.weight(i) for i in (0, 9, 1000)] == [pytest.approx(0.1), 1.0, 1.0]
+        assert mixed["loss_cycle"].item() == pytest.approx(0.5 * model.clip_losses(clips(2)).cycle.item()), "5 of 10 iterations of warm-up"
+    model = build({"MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": 0.5})
+    assert [model.video_branch.weights(i) for i in (0, 9, 1000)] == [(pytest.approx(0.1), pytest.approx(0.05)), (1.0, 0.5), (1.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 1.0}, {"MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 1}],
+    ids=["no confident node", "a single object"],
+)
+def test_clips_that_say_nothing_train_nothing(changes: dict) -> None:
+    """The step goes on with the labelled images alone; what only clips train stays as it is."""
+    model = build(changes | {"MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": 1.0, "MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": 1.0}).train()
+    labelled = next(iter(build_train_loader(tiny.config())))
+    with EventStorage(0) as storage:
+        losses = model([*labelled, *clips(2)])
+        alone = model(labelled)
+        assert storage.latest()["video/nodes_per_frame"][0] == changes.get("MODEL.SOLO_TRACK.VIDEO.MAX_NODES", 0)
+    assert losses["loss_cycle"].item() == 0 and losses["loss_identity"].item() == 0 and losses.keys() > alone.keys()
+    (losses["loss_cycle"] + losses["loss_identity"]).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and not any(g.any() for g in gradients)
+
+
+PSEUDO = {
+    "MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": 2.0,
+    "MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": 0.05,
+    "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": -1.0,
+    "MODEL.SOLO_TRACK.EMB.SIM": "cosine",
+    "MODEL.SOLO_TRACK.EMB.TEMPERATURE": 0.1,
+}
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+def test_pseudo_identities_teach_the_image_head(frames: int) -> None:
+    model = build(PSEUDO | {"INPUT.CLIPS.FRAMES": frames}).train()
+    batch = clips(3, frames)
+    with EventStorage(9):
+        losses = model(batch)
+    found = model.clip_losses(batch, [0, 1, 2])
+    assert losses.keys() == {"loss_cycle", "loss_identity"} and found.links > 0.5
+    torch.testing.assert_close(losses["loss_identity"], 2.0 * found.identity)
+    before = found.identity.item()
+    found.identity.backward()
+    moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"backbone", "embedding_head"}, "what links is not moved by its own links"
+    with torch.no_grad():
+        for parameter in model.embedding_head.parameters():
+            parameter.sub_(0.02 * parameter.grad)
+        assert model.clip_losses(batch, [0, 1, 2]).identity < 0.98 * before
+    assert model.clip_losses(batch).identity is None, "adaptation does without"
+
+
+def test_clips_of_one_video_are_no_negatives_of_each_other() -> None:
+    model = build(PSEUDO).train()
+    batch = clips(2)
+    for clip in batch:
+        clip["video"] = "the same"
+    with EventStorage(100):
+        same = model(batch)["loss_identity"]
+        torch.testing.assert_close(same, 2.0 * model.clip_losses(batch, [5, 5]).identity)
+    assert same < 2.0 * model.clip_losses(batch, [0, 1]).identity
+
+
+def test_a_shared_head_links_and_learns() -> None:
+    model = build(PSEUDO | {"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": True}).train()
+    model.clip_losses(clips(2), [0, 1]).identity.backward()
+    assert model.embedding_head.outputs[0].weight.grad.any()
 
 
 def test_weights_of_images_alone_start_the_video_head(tmp_path: Path) -> None:

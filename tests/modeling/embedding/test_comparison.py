@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solotrack.modeling.embedding import InstanceContrastiveLoss, compare_centers, instance_centers
+from solotrack.modeling.embedding import CenterQueue, InstanceContrastiveLoss, compare_centers, instance_centers
 
 
 def two_images() -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +70,7 @@ def gather_cases() -> list[dict[str, object]]:
         (1, {"metric": "cosine", "scale": 5.0, "me_mode": "offdiag", "pool_levels": "per_level"}, [2, 3, 4, 1]),
         (1, {"null_weight": 1.0}, [3, 2, 0, 0]),
         (2, {"null_weight": 1.0, "me_weight": 1.0}, [3, 2, 2, 4]),
+        (2, {"null_weight": 1.0, "metric": "cosine"}, [3, 2, 2, 4]),
     ):
         index = torch.stack([torch.randint(-1, count, (13,), generator=rng) if count else torch.full((13,), -1) for count in counts])
         cases.append(
@@ -82,9 +83,17 @@ def gather_cases() -> list[dict[str, object]]:
                 "weight": torch.randn(6, 5, generator=rng) * 0.5,
                 "index": index,
                 "gt_ids": [torch.randperm(count, generator=rng) for count in counts],
+                "past": torch.randn(4 if options.get("metric") == "cosine" else 0, 5, generator=rng),  # of an earlier step, in the queue
             }
         )
     return cases
+
+
+def as_set(levels: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """(size, 1 + D) sorted by level and first entry."""
+    order = centers[:, 0].argsort(stable=True)
+    order = order[levels[order].argsort(stable=True)]
+    return torch.cat([levels[order, None].float(), centers[order]], dim=1)
 
 
 def test_gather_equals_one_process_with_the_whole_batch(tmp_path: Path, repo_root: Path) -> None:
@@ -106,12 +115,16 @@ def test_gather_equals_one_process_with_the_whole_batch(tmp_path: Path, repo_roo
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for number, case in enumerate(cases):
         weight = case["weight"].clone().requires_grad_()
-        loss = InstanceContrastiveLoss(level_sizes=case["level_sizes"], scope="batch", **case["options"])
+        queue = CenterQueue(40, 5)
+        queue.push(case["past"], torch.zeros(len(case["past"]), dtype=torch.long))
+        loss = InstanceContrastiveLoss(level_sizes=case["level_sizes"], scope="batch", queue=queue, **case["options"])
         losses = loss(case["inputs"] @ weight, case["index"], case["gt_ids"], case["views"], 0)
         sum(losses.values()).backward()
         assert weight.grad.abs().sum() > 0
         for rank in ranks:
             assert rank[number]["losses"].keys() == losses.keys()
+            assert torch.equal(rank[number]["queue"][1], ranks[0][number]["queue"][1]), "every process has the same ring"
+            torch.testing.assert_close(as_set(*rank[number]["queue"]), as_set(queue.levels, queue.centers))
             for name, value in losses.items():
                 torch.testing.assert_close(rank[number]["losses"][name], value.detach(), rtol=1e-5, atol=1e-6)
         averaged = (ranks[0][number]["gradient"] + ranks[1][number]["gradient"]) / 2  # what DistributedDataParallel does

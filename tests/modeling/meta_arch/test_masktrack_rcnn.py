@@ -170,6 +170,7 @@ def test_what_does_not_go_with_it() -> None:
         ({"MODEL.SOLO_TRACK.EMB.VIEWS": 2}, "VIEWS is 2"),
         ({"SOLVER.CLIPS_PER_BATCH": 2}, "does not learn from unlabelled clips"),
         ({"MODEL.SOLO_TRACK.VIDEO.ENABLED": True}, "does not learn from unlabelled clips"),
+        ({"INPUT.COPY_PASTE.PROB": 0.5}, "pastes nothing"),
         ({"DATASETS.CLASS_NAMES": ["a"]}, r"1 names; give MODEL\.ROI_HEADS\.NUM_CLASSES \(4\)"),
     ):
         with pytest.raises(ConfigError, match=text):

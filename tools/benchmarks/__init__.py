@@ -1,0 +1,1 @@
+"""What tools/benchmark.py measures, a module for each part of the system, and what all of them measure with."""
