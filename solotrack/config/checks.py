@@ -36,6 +36,7 @@ _CHOICES = {
     "MODEL.SOLO_TRACK.EMB.SCOPE": ("image", "batch", "gather"),
     "MODEL.SOLO_TRACK.EMB.VIEWS": (1, 2),
     "MODEL.SOLO_TRACK.ME.MODE": ("none", "paper", "offdiag", "minimize"),
+    "INPUT.COPY_PASTE.SOURCE": ("other", "same"),
     "MODEL.SOLO_TRACK.VIDEO.NODES": ("mask_nms", "point_nms"),
     "MODEL.SOLO_TRACK.VIDEO.SIM": ("cosine", "dot"),
     "MODEL.SOLO_TRACK.VIDEO.UNMATCHED": ("none", "start_small", "null", "mutual"),

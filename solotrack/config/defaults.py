@@ -146,7 +146,9 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.COLOR = 0.4  # strength of the colour jitter
     views.SCATTER = 0.0  # probability that a view's instances are first moved to random places, each on its own
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
-    paste = cfg.INPUT.COPY_PASTE = CfgNode()  # instances of another labelled image pasted into one, before its views are drawn, M11
+    paste = cfg.INPUT.COPY_PASTE = CfgNode()  # instances pasted into a labelled image, before its views are drawn, M11
+    paste.SOURCE = "other"  # another training image; "same": another view of the image itself, whose instances keep their identity, M16
+    paste.SOURCE = "other"  # of another image, or "same": of another view of the image itself; they keep their identity, M16
     paste.PROB = 0.0  # probability for an image; 0 = off
     paste.MAX_INSTANCES = 3  # 1 to this many are pasted
     paste.SCALE_RANGE = [0.6, 1.5]  # size of a pasted instance over its own

@@ -41,6 +41,7 @@ class ImageMapper:
         stretch: Stretch | None = None,
         copy_paste: CopyPaste | None = None,
         paste_prob: float = 0.0,
+        paste_source: str = "other",
         donors: Sequence[dict[str, Any]] = (),
     ) -> None:
         """
@@ -51,9 +52,11 @@ class ImageMapper:
             num_views: 1, or 2 to add ``second_view``.
             stretch: applied to the image as read.
             with_labels: False leaves the annotations out; goes with no ``view`` only.
-            copy_paste: pastes instances of another image in, after the augmentations (of both images) and before the views.
+            copy_paste: pastes instances in, after the augmentations and before the views.
             paste_prob: probability that it does.
-            donors: records of the images that they are taken from, each equally likely.
+            paste_source: "other", instances of one of ``donors``, augmented likewise, or "same", of a ``view`` of the image itself: an
+                instance is then there twice, in two places and with two looks, under one id.
+            donors: records of the images that "other" takes them from, each equally likely.
 
         Raises:
             ValueError: a number of views other than 1 or 2, two views that would be equal, or a view without labels.
@@ -69,7 +72,8 @@ class ImageMapper:
         self.with_labels = with_labels
         self.stretch = stretch
         self.copy_paste = copy_paste
-        self.paste_prob = paste_prob if len(donors) else 0.0
+        self.paste_prob = paste_prob if len(donors) or paste_source == "same" else 0.0
+        self.paste_source = paste_source
         self.donors = donors
 
     @classmethod
@@ -99,6 +103,7 @@ class ImageMapper:
             "num_views": num_views,
             "copy_paste": copy_paste,
             "paste_prob": paste.PROB,
+            "paste_source": paste.SOURCE,
             "donors": donors,
         }
 
@@ -110,8 +115,8 @@ class ImageMapper:
         Returns:
             The record without ``annotations``, with ``image`` (3, H, W) uint8 and, with labels, ``instances``: gt_boxes (tight boxes of the
             masks, right and bottom exclusive), gt_classes (M,), gt_masks (BitMasks) and gt_ids (M,), the instance's index in the record's
-            annotations, those of a pasted one in its own record's with the number of this record's added. Crowds, and instances of which
-            nothing is left, are removed. With two views also ``second_view``: image, instances.
+            annotations; a pasted one of another image has its index there with the number of this record's annotations added. Crowds, and
+            instances of which nothing is left, are removed. With two views also ``second_view``: image, instances.
 
         Raises:
             FrameError: the image file is missing or corrupt.
@@ -125,14 +130,7 @@ class ImageMapper:
         annotations = record.get("annotations", [])
         masks, classes, ids = _labels(mapped, annotations, transforms, image.shape[:2])
         if self.paste_prob > 0 and np.random.random() < self.paste_prob:  # noqa: NPY002
-            donor = self.donors[np.random.randint(len(self.donors))]  # noqa: NPY002
-            if donor["file_name"] != record["file_name"]:  # else two instances that look the same would count as different
-                other, transforms = self._augmented(donor)
-                other_masks, other_classes, other_ids = _labels(donor, donor.get("annotations", []), transforms, other.shape[:2])
-                rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
-                image, masks, kept = self.copy_paste(image, masks, other, other_masks, rng)
-                classes = np.concatenate([classes, other_classes])[kept]
-                ids = np.concatenate([ids, len(annotations) + other_ids])[kept]
+            image, masks, classes, ids = self._pasted(record, image, masks, classes, ids)
 
         views = []
         for _ in range(self.num_views):
@@ -142,6 +140,24 @@ class ImageMapper:
         if self.num_views == 2:
             mapped["second_view"] = views[1]
         return mapped
+
+    def _pasted(
+        self, record: dict[str, Any], image: np.ndarray, masks: np.ndarray, classes: np.ndarray, ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A record's augmented image (H, W, 3), masks (M, H, W), classes and ids (M,) with instances pasted in."""
+        if self.paste_source == "same":
+            other, other_masks, kept = (image, masks, slice(None)) if self.view is None else self.view(image, masks)
+            other_classes, other_ids = classes[kept], ids[kept]
+        else:
+            donor = self.donors[np.random.randint(len(self.donors))]  # noqa: NPY002
+            if donor["file_name"] == record["file_name"]:  # two instances that look the same would count as different
+                return image, masks, classes, ids
+            other, transforms = self._augmented(donor)
+            other_masks, other_classes, other_ids = _labels(donor, donor.get("annotations", []), transforms, other.shape[:2])
+            other_ids = len(record.get("annotations", [])) + other_ids
+        rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
+        image, masks, kept = self.copy_paste(image, masks, other, other_masks, rng)
+        return image, masks, np.concatenate([classes, other_classes])[kept], np.concatenate([ids, other_ids])[kept]
 
     def _augmented(self, record: dict[str, Any]) -> tuple[np.ndarray, T.TransformList]:
         """A record's image (H, W, 3) after the augmentations, and what these did to it; fills in ``height`` and ``width`` where missing."""

@@ -356,6 +356,33 @@ def test_how_often_it_pastes_and_from_whom(record, donor, tmp_path, seeded):
     assert torch.equal(off(record)["image"], expected), "switched off it draws no random number"
 
 
+def test_instances_pasted_into_their_own_image_keep_their_identity(record, seeded):
+    """They are there twice: the same pixels in another place, under one id and class."""
+    classes, twice = {0: 1, 2: 0, 4: 2, 5: 3}, 0
+    original = plain()(record)
+    whole = original["instances"]
+    pixels = {int(i): original["image"][:, mask] for i, mask in zip(whole.gt_ids, whole.gt_masks.tensor, strict=True)}
+    for seed in range(12):
+        seeded(seed)
+        mapped = pasting([], "INPUT.COPY_PASTE.SOURCE", "same")(record)
+        instances = mapped["instances"]
+        ids = instances.gt_ids.tolist()
+        assert instances.gt_classes.tolist() == [classes[i] for i in ids]
+        masks = instances.gt_masks.tensor
+        assert masks.sum(0).max() <= whole.gt_masks.tensor.sum(0).max()
+        for place, i in enumerate(ids):
+            if ids.index(i) < place and masks[place].sum() == pixels[i].shape[1]:  # a second one, and all of it in sight
+                assert torch.equal(mapped["image"][:, masks[place]], pixels[i])
+                twice += 1
+    assert twice > 6
+
+
+def test_a_second_look_in_the_same_image_is_that_of_a_view(record, seeded):
+    seeded(3)
+    mapped = pasting([], "INPUT.COPY_PASTE.SOURCE", "same", "INPUT.AUG.STRONG", "True", "INPUT.COPY_PASTE.MAX_INSTANCES", "4")(record)
+    assert max(Counter(mapped["instances"].gt_ids.tolist()).values()) == 2
+
+
 def test_a_broken_donor_is_named(record, donor):
     Path(donor["file_name"]).write_bytes(b"")
     with pytest.raises(FrameError, match=r"b\.png cannot be read"):

@@ -125,7 +125,8 @@ class InstanceContrastiveLoss(nn.Module):
         Args:
             embeddings: (N, R, D) of every cell, any floating type; the losses are float32 inside autocast too.
             instance_index: (N, R) long, place of the cell's instance in ``gt_ids[n]``; -1 = background.
-            gt_ids: N tensors (M_n,) long, ids of the ground truths within their picture, the same in both views.
+            gt_ids: N tensors (M_n,) long, ids of the ground truths within their picture, the same in both views. Ground truths of one
+                image that share an id are one instance in several places: they have one center.
             views: 1, or 2: images 0 to N/2 - 1 are first views, N/2 to N - 1 second views of the same pictures in the same order.
             iteration: of training, from 0.
 
@@ -141,7 +142,7 @@ class InstanceContrastiveLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             centers = instance_centers(
                 embeddings,
-                instance_index,
+                _first_of_id(instance_index, gt_ids),
                 [len(ids) for ids in gt_ids],
                 level_sizes=self.level_sizes if self.per_level else None,
                 normalize=self.metric == "cosine",
@@ -193,6 +194,15 @@ class InstanceContrastiveLoss(nn.Module):
             if with_me:
                 losses["loss_me"] = (self.loss_weight * self.me_weight) * max_entropy_term(comparison, self.me_mode, self.null_logit)
             return losses
+
+
+def _first_of_id(instance_index: torch.Tensor, gt_ids: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``instance_index`` (N, R), each ground truth replaced by the first of its image that has the same id."""
+    ids = torch.nn.utils.rnn.pad_sequence(list(gt_ids), batch_first=True, padding_value=-1)  # (N, M)
+    if ids.shape[1] == 0:
+        return instance_index
+    first = (ids[:, :, None] == ids[:, None, :]).int().argmax(dim=2)  # (N, M)
+    return torch.where(instance_index < 0, instance_index, first.gather(1, instance_index.clamp(min=0)))
 
 
 def _ids_of_centers(centers: InstanceCenters, gt_ids: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -327,6 +327,21 @@ def test_two_views_of_infonce_compare_cells_across_views() -> None:
     torch.testing.assert_close(result, expected["loss_infonce"])
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_an_instance_in_several_places_has_one_center(views: int) -> None:
+    embeddings, index, gt_ids = random_batch(11, views)
+    twice = [torch.cat([ids, ids.flip(0)]) for ids in gt_ids]  # each ground truth once more, under the same id
+    number = torch.tensor([len(ids) for ids in gt_ids])[:, None]
+    second = torch.rand(index.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    spread = torch.where(second & (index >= 0), 2 * number - 1 - index, index)  # about half of the cells belong to the second
+    assert (spread != index).any()
+    loss = InstanceContrastiveLoss(level_sizes=LEVEL_SIZES, null_weight=1.0)
+    one, two = (loss(embeddings, cells, ids, views, 0) for cells, ids in ((index, gt_ids), (spread, twice)))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value)
+
+
 def test_two_views_need_pairs() -> None:
     for name in ("center_contra", "infonce"):
         loss = InstanceContrastiveLoss(level_sizes=LEVEL_SIZES, loss=name)
