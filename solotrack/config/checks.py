@@ -102,9 +102,9 @@ _RANGES = {
     "MODEL.SOLO_TRACK.VIDEO.LOSS_WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.VIDEO.WARMUP_ITERS": (0, _INF),
     "MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": (0, 1),
+    "MODEL.SOLO_TRACK.VIDEO.NODE_NMS": (0, 1),
     "MODEL.SOLO_TRACK.VIDEO.MAX_NODES": (1, _INF),
     "MODEL.SOLO_TRACK.VIDEO.TEMPERATURE": (_EPS, _INF),
-    "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": (-_INF, _INF),
     "MODEL.SOLO_TRACK.VIDEO.EDGE_DROPOUT": (0, 1),
     "MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": (0, 1),
@@ -217,7 +217,7 @@ def _value_faults(flat: dict[str, object]) -> Iterator[str]:
         if not isinstance(value, (int, float)) or not low <= value <= high:
             bound = "greater than 0" if low == _EPS else f"at least {low}"
             yield f"{key} is {value!r}; it must be a number {bound}{'' if high == _INF else f' and at most {high:g}'}."
-    for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "TRACKER_HEADS.NULL_LOGIT"):
+    for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "MODEL.SOLO_TRACK.VIDEO.NULL_SIM", "TRACKER_HEADS.NULL_LOGIT"):
         if flat[key] is not None and not isinstance(flat[key], (int, float)):
             yield f"{key} is {flat[key]!r}; it must be a number or None."
     for key in ("INPUT.AUG.SCALE_RANGE", "INPUT.VIEWS.SCALE_RANGE", "INPUT.COPY_PASTE.SCALE_RANGE"):

@@ -107,11 +107,12 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     video.WARMUP_ITERS = 500  # iterations over which the weight rises from 0, M3.5
     video.NODES = "mask_nms"  # instances after all of SOLO's inference, or "point_nms": cells after point NMS, M3.2
     video.NODE_SCORE = 0.2  # score a node needs, M3.2
+    video.NODE_NMS = 0.5  # mask IoU with a better node of any class above which a node goes: Matrix NMS leaves copies, M16; 1 = off
     video.MAX_NODES = 20  # a frame, M3.2
     video.SIM = "cosine"  # or "dot", M3.3
     video.TEMPERATURE = 0.07  # divisor of similarities, M3.3
     video.UNMATCHED = "none"  # objects without partner: "none" (eq 8 as written), "start_small", "null" or "mutual", M3.4
-    video.NULL_SIM = 0.3  # similarity of the dust bin of "null" and of pseudo identities
+    video.NULL_SIM = None  # similarity of the dust bin of "null" and PSEUDO_WEIGHT; None: the image head's calibrated null logit's, or 0.3
     video.PALINDROME = "full"  # there and back through the whole clip (eq 8), or "all" shorter ones too, M3.3
     video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
     video.PSEUDO_WEIGHT = 0.0  # of pseudo identities: what the branch links with confidence is one object to EMB's head; 0 = off, M11

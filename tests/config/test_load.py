@@ -176,7 +176,7 @@ def test_none_is_no_value(key: str) -> None:
 
 
 def test_none_where_it_means_something() -> None:
-    for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "TRACKER_HEADS.NULL_LOGIT"):
+    for key in ("MODEL.SOLO_TRACK.EMB.NULL_LOGIT", "MODEL.SOLO_TRACK.VIDEO.NULL_SIM", "TRACKER_HEADS.NULL_LOGIT"):
         assert flatten(load_config("", [key, "None"]))[key] is None
         assert flatten(load_config("", [key, "-1.5"]))[key] == -1.5
         assert flatten(load_config("", [key, "2"]))[key] == 2

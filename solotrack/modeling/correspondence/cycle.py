@@ -22,7 +22,7 @@ def cycle_loss(
     metric: str = "cosine",
     temperature: float = 0.07,
     unmatched: str = "none",
-    null_sim: float = 0.3,
+    null_sim: float | torch.Tensor = 0.3,
     palindrome: str = "full",
     edge_dropout: float = 0.0,
 ) -> torch.Tensor:
@@ -81,7 +81,7 @@ def cycle_loss(
         back = _log_affinity(logits.transpose(-2, -1), valid[:, :-1])
         rows = valid[:, 0]  # (B, N)
         if unmatched == "null":
-            bin_logit = logits.new_full((*logits.shape[:-1], 1), null_sim / temperature)
+            bin_logit = logits.new_zeros((*logits.shape[:-1], 1)) + null_sim / temperature
             with_bin = torch.cat([logits.masked_fill(~valid[:, 1:, None], _NEVER), bin_logit], dim=-1).log_softmax(dim=-1)
             out = with_bin[..., :-1]
 

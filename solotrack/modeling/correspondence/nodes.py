@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from solotrack.ops.masks import mask_iou
+
 from ..solo.head import SOLOHead
 from ..solo.inference import Candidates, SOLOInference, find_candidates
 
@@ -21,8 +23,11 @@ def instance_nodes(
     padded_size: tuple[int, int],
     min_score: float,
     max_nodes: int,
+    nms_thresh: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One cell an instance: what SOLO's inference keeps, masks and all ("mask_nms").
+    """One cell an instance: what SOLO's inference keeps, masks and all ("mask_nms"), less the copies of better ones.
+
+    Matrix NMS lowers the score of a copy but seldom removes it, and two nodes on one object are a pair that no walk can tell apart.
 
     Args:
         inference, head: SOLO's.
@@ -31,12 +36,18 @@ def instance_nodes(
         padded_size: (Hp, Wp) of the batch.
         min_score: after Matrix NMS.
         max_nodes: the best of each frame.
+        nms_thresh: mask IoU with a better node, whatever its class, above which a node goes; 1 = none does.
 
     Returns:
         cells: (N, max_nodes) int64 over all levels, 0 where not valid, so that it can be gathered.
         valid: (N, max_nodes) bool.
     """
-    kept = [found for found, _, _ in inference.select(head, features, category_scores, padded_size)]
+    kept = []
+    for found, soft, _ in inference.select(head, features, category_scores, padded_size):
+        if nms_thresh < 1:
+            masks = soft > inference.mask_thresh
+            found = found[~(mask_iou(masks, masks).triu(1) > nms_thresh).any(dim=0)]  # by descending score
+        kept.append(found)
     return _side_by_side(kept, min_score, max_nodes, category_scores.device)
 
 

@@ -15,7 +15,7 @@ _NEVER = -1e30
 
 @torch.no_grad()
 def confident_links(
-    embeddings: torch.Tensor, valid: torch.Tensor, *, metric: str, temperature: float, null_sim: float, thresh: float
+    embeddings: torch.Tensor, valid: torch.Tensor, *, metric: str, temperature: float, null_sim: float | torch.Tensor, thresh: float
 ) -> torch.Tensor:
     """Nodes of successive frames that are each other's nearest, and between which a walk there and back is probable.
 
@@ -35,9 +35,9 @@ def confident_links(
     logits = pairwise_similarity(embeddings[:, :-1], embeddings[:, 1:], metric, 1.0 / temperature)
     pairs = valid[:, :-1, :, None] & valid[:, 1:, None, :]
     logits = logits.masked_fill(~pairs, _NEVER)
-    null = null_sim / temperature
-    out = F.pad(logits, (0, 1), value=null).log_softmax(dim=3)[..., :-1]
-    back = F.pad(logits, (0, 0, 0, 1), value=null).log_softmax(dim=2)[..., :-1, :]
+    null = torch.zeros_like(logits[..., :1]) + null_sim / temperature  # (B, F - 1, N, 1)
+    out = torch.cat([logits, null], dim=3).log_softmax(dim=3)[..., :-1]
+    back = torch.cat([logits, null.transpose(2, 3)], dim=2).log_softmax(dim=2)[..., :-1, :]
     nodes = torch.arange(logits.shape[2], device=logits.device)
     nearest = (logits.argmax(dim=3, keepdim=True) == nodes) & (logits.argmax(dim=2, keepdim=True) == nodes[:, None])
     return pairs & nearest & ((out + back).exp() > thresh)

@@ -19,6 +19,8 @@ from .pseudo_identity import confident_links, pseudo_identity_loss
 
 __all__ = ["ClipLosses", "VideoBranch"]
 
+_UNCALIBRATED = 0.3  # similarity of the dust bin where no calibrated null logit tells it
+
 
 class ClipLosses(NamedTuple):
     """What a batch of clips says, as scalars; the losses are float32 and not yet weighted.
@@ -56,11 +58,12 @@ class VideoBranch(nn.Module):
         warmup_iters: int = 500,
         nodes: str = "mask_nms",
         node_score: float = 0.2,
+        node_nms: float = 0.5,
         max_nodes: int = 20,
         metric: str = "cosine",
         temperature: float = 0.07,
         unmatched: str = "none",
-        null_sim: float = 0.3,
+        null_sim: float | None = None,
         palindrome: str = "full",
         edge_dropout: float = 0.0,
         pseudo_weight: float = 0.0,
@@ -74,8 +77,9 @@ class VideoBranch(nn.Module):
             init_from_image: weights that come without this branch start it from the image head.
             loss_weight, warmup_iters: the weight rises linearly from 0 over this many iterations.
             nodes: "mask_nms" or "point_nms", see :mod:`.nodes`.
-            node_score, max_nodes: score a node needs, and the most nodes of a frame.
+            node_score, node_nms, max_nodes: score a node needs, mask IoU with a better one it may have, and the most nodes of a frame.
             metric, temperature, unmatched, null_sim, palindrome, edge_dropout: see :func:`cycle_loss`; edges are dropped in training alone.
+                A ``null_sim`` of None is that at which the image head's calibrated null logit stands, if both metrics are the cosine.
             pseudo_weight: of the loss of pseudo identities, which rises like the other; 0 = off.
             pseudo_thresh: see :func:`confident_links`.
             image_metric, image_scale: of the image head's similarity, as its image losses have it.
@@ -87,6 +91,7 @@ class VideoBranch(nn.Module):
         self.warmup_iters = warmup_iters
         self.nodes = nodes
         self.node_score = node_score
+        self.node_nms = node_nms
         self.max_nodes = max_nodes
         self.metric = metric
         self.temperature = temperature
@@ -109,6 +114,7 @@ class VideoBranch(nn.Module):
             "warmup_iters": video.WARMUP_ITERS,
             "nodes": video.NODES,
             "node_score": video.NODE_SCORE,
+            "node_nms": video.NODE_NMS,
             "max_nodes": video.MAX_NODES,
             "metric": video.SIM,
             "temperature": video.TEMPERATURE,
@@ -145,13 +151,14 @@ class VideoBranch(nn.Module):
         cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
         cells, valid = cells.unflatten(0, (-1, frames)), valid.unflatten(0, (-1, frames))  # (B, frames, max_nodes)
         nodes = _read((image_head if self.head is None else self.head)(features), cells)
+        null_sim = self._null_similarity(image_head)
         cycle = cycle_loss(
             nodes,
             valid,
             metric=self.metric,
             temperature=self.temperature,
             unmatched=self.unmatched,
-            null_sim=self.null_sim,
+            null_sim=null_sim,
             palindrome=self.palindrome,
             edge_dropout=self.edge_dropout if self.training else 0.0,
         )
@@ -159,7 +166,7 @@ class VideoBranch(nn.Module):
         if videos is None or self.pseudo_weight == 0:
             return found
         links = confident_links(
-            nodes, valid, metric=self.metric, temperature=self.temperature, null_sim=self.null_sim, thresh=self.pseudo_thresh
+            nodes, valid, metric=self.metric, temperature=self.temperature, null_sim=null_sim, thresh=self.pseudo_thresh
         )
         image_nodes = nodes if self.head is None else _read(image_head(features), cells)
         identity = pseudo_identity_loss(image_nodes, valid, links, videos, metric=self.image_metric, scale=self.image_scale)
@@ -173,7 +180,15 @@ class VideoBranch(nn.Module):
         scores = detector.category_logits(features).float().sigmoid()
         if self.nodes == "point_nms":
             return point_nodes(scores, detector.num_grids, self.node_score, self.max_nodes)
-        return instance_nodes(inference, detector, features, scores, padded_size, self.node_score, self.max_nodes)
+        return instance_nodes(inference, detector, features, scores, padded_size, self.node_score, self.max_nodes, self.node_nms)
+
+    def _null_similarity(self, image_head: EmbeddingHead) -> float | torch.Tensor:
+        """Similarity of the dust bin."""
+        if self.null_sim is not None:
+            return self.null_sim
+        if not self.metric == self.image_metric == "cosine":
+            return _UNCALIBRATED
+        return (image_head.null_logit / self.image_scale).nan_to_num(_UNCALIBRATED)
 
     def weights(self, iteration: int) -> tuple[float, float]:
         """Of the cycle loss and of the pseudo identities at an iteration of training, counted from 0."""

@@ -25,12 +25,29 @@ def test_instance_nodes_are_the_cells_of_the_detections() -> None:
     size = tuple(images.tensor.shape[-2:])
     detections = model.inference(model.head, features, scores, images.image_sizes, images.image_sizes, size)
     middle = float(detections[0].scores[2])
-    cells, valid = instance_nodes(model.inference, model.head, features, scores, size, middle, 4)
+    cells, valid = instance_nodes(model.inference, model.head, features, scores, size, middle, 4, nms_thresh=1.0)
     assert cells.shape == valid.shape == (3, 4) and valid.any() and not valid.all()
     for row, found in enumerate(detections):
         expected = found.cell_indices[found.scores >= middle][:4]
         assert cells[row][valid[row]].tolist() == expected.tolist()
     assert not cells[~valid].any()
+
+
+def test_a_copy_of_a_better_node_is_none() -> None:
+    """Against one mask after the other; the class does not matter."""
+    model, images, features, scores = pictures()
+    size = tuple(images.tensor.shape[-2:])
+    _, there = instance_nodes(model.inference, model.head, features, scores, size, 0.0, 200, nms_thresh=1.0)
+    cells, valid = instance_nodes(model.inference, model.head, features, scores, size, 0.0, 200, nms_thresh=0.5)
+    assert 0 < valid.sum() < there.sum()
+    for image, (found, soft, _) in enumerate(model.inference.select(model.head, features, scores, size)):
+        masks = soft > 0.5
+        expected = []
+        for i, mask in enumerate(masks):
+            overlaps = [(mask & better).sum() / (mask | better).sum() for better in masks[:i]]
+            if all(overlap <= 0.5 for overlap in overlaps):
+                expected.append(int(found.cells[i]))
+        assert cells[image][valid[image]].tolist() == expected
 
 
 def test_point_nodes_are_peaks_of_the_best_class() -> None:

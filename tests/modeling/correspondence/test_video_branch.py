@@ -54,6 +54,20 @@ def test_a_shared_head_learns_from_clips() -> None:
     assert model.embedding_head.outputs[0].weight.grad.any() and not list(model.video_branch.parameters())
 
 
+@pytest.mark.parametrize(
+    ("similarity", "temperature", "null_logit", "expected"),
+    [("cosine", 0.1, 6.0, 0.6), ("cosine", 0.1, float("nan"), 0.3), ("dot", 0.1, 6.0, 0.3)],
+)
+def test_the_dust_bin_stands_where_the_null_logit_was_calibrated(similarity, temperature, null_logit, expected) -> None:
+    emb = {"MODEL.SOLO_TRACK.EMB.SIM": similarity, "MODEL.SOLO_TRACK.EMB.TEMPERATURE": temperature}
+    values = []
+    for null_sim in (None, expected, expected + 0.3):
+        model = build(emb | {"MODEL.SOLO_TRACK.VIDEO.UNMATCHED": "null", "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": null_sim}).train()
+        model.embedding_head.null_logit.fill_(null_logit)
+        values.append(float(model.clip_losses(clips(2)).cycle))
+    assert values[0] == pytest.approx(values[1], rel=1e-5) and values[1] != pytest.approx(values[2], rel=1e-3)
+
+
 def test_clips_leave_batch_norm_statistics_alone_and_read_them() -> None:
     model = build().train()
     before = {name: value.clone() for name, value in model.backbone.named_buffers()}
