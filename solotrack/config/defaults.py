@@ -251,6 +251,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     # ---- inference over videos
     cfg.TEST.FRAMES_PER_BATCH = 8  # frames a network call takes
     cfg.TEST.DECODE_WORKERS = 2  # threads that decode frames ahead
+    cfg.TEST.BOX_TUBES = False  # score tubes by their boxes, for videos whose ground truth is boxes
 
 
 def tracker_similarity(cfg: CfgNode) -> tuple[str, float]:
