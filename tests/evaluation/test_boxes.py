@@ -51,7 +51,7 @@ def test_boxes_are_those_of_the_pixels(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_box_masks_are_filled_boxes(seed: int) -> None:
-    truth, tracks = files(seed)
+    _, tracks = files(seed)
     for before, after in zip(tracks, with_box_masks(tracks), strict=True):
         shown = []
         for t, rle in enumerate(before.rles):
