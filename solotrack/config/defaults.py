@@ -174,6 +174,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     # ---- optimiser
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.BASE_LR = 0.01  # for 16 images, M1.6
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0  # learning rate of the backbone below the FPN / BASE_LR; below 1 keeps pretrained weights
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4  # norms too, as SOLO
     cfg.SOLVER.CLIPS_PER_BATCH = 0  # unlabelled clips a step, beside IMS_PER_BATCH labelled images
