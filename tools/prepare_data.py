@@ -108,7 +108,7 @@ def run_split(args: argparse.Namespace) -> None:
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     learn, held_out = split_ytvis(metadata.json_file, metadata.image_root, args.output, root, args.held_out, seed=args.seed)
     print(f"{args.output}: {learn} videos to learn from, {held_out} held out")
-"""
+
 
 def _add_mosaics(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
