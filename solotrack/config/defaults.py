@@ -67,6 +67,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     solo.NMS_SIGMA = 2.0
     solo.UPDATE_THRESH = 0.05  # score kept after Matrix NMS
     solo.MAX_PER_IMAGE = 100
+    solo.MIN_PART = 0.0  # share of a mask's largest connected part that its other parts need to stay; 0 = all stay
 
     # ---- SOLO-Track's embedding head and image losses, M2
     cfg.MODEL.SOLO_TRACK = CfgNode()
