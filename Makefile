@@ -17,12 +17,13 @@ help:
 
 env: $(STAMP)
 
-$(STAMP): requirements/base.txt requirements/detectron2.txt setup.py
+$(STAMP): requirements/base.txt requirements/detectron2.txt requirements/trackeval.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "The pins of requirements/ are for Python 3.11 to 3.13: make env PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements/base.txt
 	$(BIN)/pip install --quiet --no-deps --only-binary=:all: --python-version 3.10 --require-hashes --upgrade \
 	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" -r requirements/detectron2.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/trackeval.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

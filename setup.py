@@ -39,5 +39,6 @@ setup(
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
         "launch": ["submitit>=1.5"],
+        "mot": ["trackeval>=1.3"],
     },
 )

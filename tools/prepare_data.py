@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from solotrack.data.catalog import dataset_metadata
+from solotrack.data.mosaic import write_mosaics
 from solotrack.data.synthetic import write_synthetic
 from solotrack.data.ytvis_split import split_ytvis
 from solotrack.engine.cli import run_tool
@@ -39,12 +40,20 @@ those that show one of the 20 categories whose names COCO has.
 example: python tools/prepare_data.py ytvis-split --output datasets/ytvis_split
 """
 
+MOSAIC_HELP = """\
+Write mosaics of a labelled set (COCO json) as a labelled set: pictures of 1, 2 x 2 and 3 x 3 of its images in turn. Objects become smaller
+and many in a picture, as they are in videos of a street, and every picture trains more of SOLO's grid cells.
+
+example: python tools/prepare_data.py mosaic --annotations people/train.json --images people --output people_mosaic --count 600 --seed 0
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_synthetic(commands)
     _add_split(commands)
+    _add_mosaics(commands)
     return run_tool(lambda args: args.run(args), parser, argv)
 
 
@@ -99,6 +108,29 @@ def run_split(args: argparse.Namespace) -> None:
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     learn, held_out = split_ytvis(metadata.json_file, metadata.image_root, args.output, root, args.held_out, seed=args.seed)
     print(f"{args.output}: {learn} videos to learn from, {held_out} held out")
+
+
+def _add_mosaics(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "mosaic",
+        help="mosaics of a labelled set",
+        description=MOSAIC_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO json")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder its file names are relative to")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make: train.json, images/")
+    parser.add_argument("--count", type=int, default=600, metavar="N", help="mosaics (default: %(default)s)")
+    parser.add_argument("--seed", type=int, required=True, metavar="N", help="of what is put where")
+    parser.add_argument("--height", type=int, default=384, metavar="PX", help="of a mosaic (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=512, metavar="PX", help="of a mosaic (default: %(default)s)")
+    parser.set_defaults(run=run_mosaic)
+
+
+def run_mosaic(args: argparse.Namespace) -> None:
+    """Write the mosaics."""
+    written = write_mosaics(args.annotations, args.images, args.output, args.count, args.seed, (args.height, args.width))
+    print(f"{args.output}: {written['images']} mosaics with {written['objects']} objects")
 
 
 def run_synthetic(args: argparse.Namespace) -> None:

@@ -67,6 +67,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     solo.NMS_SIGMA = 2.0
     solo.UPDATE_THRESH = 0.05  # score kept after Matrix NMS
     solo.MAX_PER_IMAGE = 100
+    solo.MIN_PART = 0.0  # share of a mask's largest connected part that its other parts need to stay; 0 = all stay
 
     # ---- SOLO-Track's embedding head and image losses, M2
     cfg.MODEL.SOLO_TRACK = CfgNode()
@@ -175,6 +176,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     # ---- optimiser
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.BASE_LR = 0.01  # for 16 images, M1.6
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0  # learning rate of the backbone below the FPN / BASE_LR; below 1 keeps pretrained weights
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4  # norms too, as SOLO
     cfg.SOLVER.CLIPS_PER_BATCH = 0  # unlabelled clips a step, beside IMS_PER_BATCH labelled images
@@ -252,6 +254,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     # ---- inference over videos
     cfg.TEST.FRAMES_PER_BATCH = 8  # frames a network call takes
     cfg.TEST.DECODE_WORKERS = 2  # threads that decode frames ahead
+    cfg.TEST.BOX_TUBES = False  # score tubes by their boxes, for videos whose ground truth is boxes
 
 
 def tracker_similarity(cfg: CfgNode) -> tuple[str, float]:

@@ -17,7 +17,7 @@ from ..evaluation.ytvis_format import read_ground_truth
 from ..tracking.base import build_tracker
 from .streaming import VideoTracker, scored_categories, tracked_categories
 
-__all__ = ["TRACKERS", "compare_trackers"]
+__all__ = ["TRACKERS", "compare_trackers", "results_folder"]
 
 # Row of the table -> config overrides that make its tracker.
 TRACKERS: dict[str, tuple[str, ...]] = {
@@ -69,7 +69,7 @@ def compare_trackers(
         built[name] = build_tracker(variant, class_ids=sorted(tracked_categories(variant, dataset_name)))
     category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, dataset_name)
     evaluators = {
-        name: YTVISEvaluator(dataset_name, os.path.join(output, name.replace(" ", "_")), category_ids, cfg.DATASETS.VIDEO_SUBSET)
+        name: YTVISEvaluator(dataset_name, results_folder(output, name), category_ids, cfg.DATASETS.VIDEO_SUBSET, cfg.TEST.BOX_TUBES)
         for name in built
     }
     os.makedirs(output, exist_ok=True)
@@ -79,3 +79,8 @@ def compare_trackers(
         for name, evaluator in evaluators.items():
             evaluator.process([video], [results[name]])
     return {name: dict(evaluator.evaluate()["segm"]) for name, evaluator in evaluators.items()}
+
+
+def results_folder(output: str, tracker: str) -> str:
+    """Where :func:`compare_trackers` puts a row's results.json."""
+    return os.path.join(output, tracker.replace(" ", "_"))

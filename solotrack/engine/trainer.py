@@ -31,7 +31,7 @@ class NonFiniteLossError(SoloTrackError, FloatingPointError):
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW with Detectron2's parameter groups (SOLVER.WEIGHT_DECAY_NORM, BIAS_LR_FACTOR, ...).
+    """SGD or AdamW with Detectron2's parameter groups (SOLVER.WEIGHT_DECAY_NORM, BIAS_LR_FACTOR, ...) and SOLVER.BACKBONE_LR_FACTOR.
 
     Detectron2's own gradient clipping ("norm" and "value", parameter by parameter) is part of it; "full_model" is :class:`TrainingStep`'s.
     """
@@ -42,6 +42,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: solver.BACKBONE_LR_FACTOR if name.startswith("backbone.bottom_up.") else 1.0,
     )
     if solver.OPTIMIZER == "SGD":
         make = partial(torch.optim.SGD, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True)

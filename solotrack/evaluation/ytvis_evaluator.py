@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from solotrack.files import atomic_write
 from solotrack.ops.rle import rle_to_json
 
+from .boxes import with_box_masks, with_box_truth
 from .ytvis import YTVISResult, score_tracks, videos_with_categories
 from .ytvis_format import load_json, read_ground_truth, read_predictions
 
@@ -33,6 +34,7 @@ class YTVISEvaluator(DatasetEvaluator):
         output_dir: ``results.json`` and ``results.zip`` (what a server takes) are written here; nothing is written without it.
         category_ids: ids of the annotation file to score, all by default.
         video_subset: with ``category_ids``, score ``"any"`` video that has ground truth of these categories, or ``"all"`` videos.
+        boxes: score the boxes of the masks in place of the masks, for a ground truth of boxes. What is written stays masks.
 
     Raises:
         ValueError: unknown ``video_subset``, or the data set has no annotation file.
@@ -44,6 +46,7 @@ class YTVISEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         category_ids: Iterable[int] | None = None,
         video_subset: str = "any",
+        boxes: bool = False,
     ) -> None:
         if video_subset not in ("any", "all"):
             raise ValueError(f"video_subset must be 'any' or 'all', not {video_subset!r}")
@@ -54,6 +57,7 @@ class YTVISEvaluator(DatasetEvaluator):
         self.output_dir = Path(output_dir) if output_dir else None
         self.category_ids = None if category_ids is None else sorted(category_ids)
         self.video_subset = video_subset
+        self.boxes = boxes
         self.reset()
 
     def reset(self) -> None:
@@ -104,8 +108,10 @@ class YTVISEvaluator(DatasetEvaluator):
         unseen = len(set(videos) - by_video.keys())
         if unseen:
             logger.warning("%d of the %d videos to score were not processed; their objects count as missed", unseen, len(videos))
+        if self.boxes:
+            truth, tracks = with_box_truth(truth), with_box_masks(tracks)
         result = score_tracks(truth, tracks, self.category_ids, videos)
-        logger.info("YouTube-VIS results on %s, percent:\n%s", self.dataset_name, result.summary())
+        logger.info("YouTube-VIS results on %s%s, percent:\n%s", self.dataset_name, " by boxes" if self.boxes else "", result.summary())
         return OrderedDict(segm=_percent(result))
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-__all__ = ["box_iou", "centers_of_mass", "mask_areas", "mask_intersections", "mask_iou", "masks_to_boxes", "resize_mask"]
+__all__ = [
+    "box_iou",
+    "centers_of_mass",
+    "drop_small_parts",
+    "mask_areas",
+    "mask_intersections",
+    "mask_iou",
+    "masks_to_boxes",
+    "resize_mask",
+]
 
 _CHUNK_BYTES = 64 << 20  # of float copies of the masks alive at a time
 _BLOCK = 128  # bytes of 0 and 1 that are summed into one byte
@@ -108,3 +117,24 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if mask.shape == (height, width):
         return mask
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def drop_small_parts(soft: torch.Tensor, threshold: float, share: float) -> torch.Tensor:
+    """Soft masks (n, h, w) with the small ones of their connected parts set to 0; touching corners connect.
+
+    It goes over the host, one mask after the other.
+
+    Args:
+        soft: probabilities.
+        threshold: above which a pixel is in the mask.
+        share: of the largest part's pixels that another part needs to stay, 0 to 1.
+    """
+    keep = np.ones(soft.shape, bool)
+    for mask, kept in zip((soft > threshold).cpu().numpy().view(np.uint8), keep, strict=True):
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        if count > 2:  # background and one part
+            areas = stats[:, cv2.CC_STAT_AREA]
+            small = areas < share * areas[1:].max()
+            small[0] = False
+            kept[small[labels]] = False
+    return soft * torch.from_numpy(keep).to(soft.device)

@@ -69,6 +69,18 @@ def test_cues_are_the_row_s_and_not_the_config_s(setup: tuple[CfgNode, torch.nn.
     assert len(set(results(tmp_path / "on").values())) == 2
 
 
+def test_tubes_of_boxes(setup: tuple[CfgNode, torch.nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg, model = setup
+    cfg.TEST.BOX_TUBES = True
+    cfg.OUTPUT_DIR = str(tmp_path)
+    only = {"IoU": TRACKERS["IoU"]}
+    for run in (lambda: compare_trackers(cfg, model, "tiny_test", str(tmp_path), only), lambda: evaluate_videos(cfg, model, "tiny_test")):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            run()
+        assert "YouTube-VIS results on tiny_test by boxes" in caplog.text
+
+
 def test_the_calibrated_null_logit_is_used(setup: tuple[CfgNode, torch.nn.Module], tmp_path: Path) -> None:
     cfg, model = setup
     only = {"SOLO-Track": TRACKERS["SOLO-Track"]}

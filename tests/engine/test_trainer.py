@@ -270,6 +270,15 @@ def test_optimizer(kind: str, clip: str) -> None:
     assert clip != "norm" or norms == pytest.approx([1e-3] * len(norms), rel=1e-2)
 
 
+def test_a_slower_backbone() -> None:
+    model = tiny.model(tiny.config())
+    cfg = tiny.config({"SOLVER.BASE_LR": 0.5, "SOLVER.BACKBONE_LR_FACTOR": 0.1})
+    rates = {id(p): group["lr"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    pretrained = {id(p) for p in model.backbone.bottom_up.parameters()}
+    assert pretrained < rates.keys() == {id(p) for p in model.parameters()}
+    assert all(rate == (0.05 if key in pretrained else 0.5) for key, rate in rates.items())
+
+
 # ---- ways to train
 
 

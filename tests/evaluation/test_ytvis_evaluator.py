@@ -13,9 +13,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 
-from solotrack.evaluation.ytvis import evaluate_ytvis
+from solotrack.evaluation.boxes import with_box_masks, with_box_truth
+from solotrack.evaluation.ytvis import evaluate_ytvis, score_tracks
 from solotrack.evaluation.ytvis_evaluator import YTVISEvaluator
-from solotrack.evaluation.ytvis_format import YTVISFormatError, load_json
+from solotrack.evaluation.ytvis_format import YTVISFormatError, load_json, read_ground_truth, read_predictions
 from solotrack.ops.rle import encode_masks
 
 H, W, T = 9, 11, 3
@@ -157,6 +158,15 @@ def test_category_subset_scores_its_videos(json_file, subset, videos):
     assert "AP-cat" not in results
     other = run(YTVISEvaluator(NAME, category_ids=[2], video_subset="any" if subset == "all" else "all"))["segm"]
     assert (results["AP"] > other["AP"]) == (subset == "any")
+
+
+def test_boxes_are_scored_in_place_of_masks(json_file, tmp_path):
+    results = run(YTVISEvaluator(NAME, str(tmp_path / "out"), boxes=True))["segm"]
+    truth = read_ground_truth(load_json(json_file))
+    tracks, _ = read_predictions([t for v in TRACKS for t in TRACKS[v]], truth)
+    assert results["AP"] == 100 * score_tracks(with_box_truth(truth), with_box_masks(tracks)).stats["AP"]
+    assert results["AP"] > run(YTVISEvaluator(NAME))["segm"]["AP"], "random masks share few pixels, their boxes most"
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == [t for v in (5, 6, 8) for t in TRACKS[v]]
 
 
 def test_reset_forgets(json_file):

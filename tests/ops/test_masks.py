@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from solotrack.ops import masks as ops
 
@@ -95,3 +96,20 @@ def test_resize_mask(height: int, width: int) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (5, 7), dtype=np.uint8)
     expected = [[mask[int((y + 0.5) * 5 / height), int((x + 0.5) * 7 / width)] for x in range(width)] for y in range(height)]
     np.testing.assert_array_equal(ops.resize_mask(mask, height, width), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
+def test_small_parts_are_dropped(share: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    soft = torch.rand(6, 20, 30, generator=generator)
+    soft[0], soft[1] = 0.2, 0.9
+    got = ops.drop_small_parts(soft, 0.7, share)
+    for mask, result in zip(soft, got, strict=True):
+        labels, count = ndimage.label(mask.numpy() > 0.7, structure=np.ones((3, 3)))  # corners connect
+        areas = [int((labels == part).sum()) for part in range(1, count + 1)]
+        expected = mask.numpy().copy()
+        for part, area in enumerate(areas, start=1):
+            if area < share * max(areas):
+                expected[labels == part] = 0
+        np.testing.assert_array_equal(result.numpy(), expected)
+    assert ops.drop_small_parts(soft[:0], 0.7, share).shape == (0, 20, 30)

@@ -132,6 +132,30 @@ def test_comparison_of_some_trackers_with_overrides(project: Project) -> None:
     assert list(json.loads((project.folder / "some" / "comparison.json").read_text())) == ["IoU", "distance, no gate"]
 
 
+def test_comparison_of_identities(project: Project) -> None:
+    model = ["--config-file", "run/config.yaml", "--weights", "run/model_final.pth", "--output", "identities"]
+    rows = ["--tracker", "distance", "--tracker", "IoU", "--metrics", "mot", "--bootstrap", "5"]
+    done = project.tool("compare_trackers", *model, *rows, "TEST.BOX_TUBES", "True")
+    assert done.code == 0, done.err
+    folder = project.folder / "identities"
+    table = (folder / "comparison.md").read_text()
+    columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    assert columns == ["tracker", "AP", "AP50", "IDF1", "HOTA", "DetA", "AssA", "MOTA", "IDSW", "IDF1 - IoU's"]
+    values = json.loads((folder / "comparison.json").read_text())
+    scored = project.tool(
+        *("evaluate", "mot", "--annotations", "data/synthetic/test.json", "--predictions", "identities/distance/results.json"),
+        *("--bootstrap", "5", "--output-json", "identities.json"),
+    )
+    assert scored.code == 0, scored.err
+    expected = json.loads((project.folder / "identities.json").read_text())
+    row = values["distance"]
+    assert row["IDF1"] == pytest.approx(100 * expected["scores"]["IDF1"]) and row["IDSW"] == expected["counts"]["IDSW"]
+    assert row["intervals"]["HOTA"] == pytest.approx([100 * end for end in expected["intervals"]["HOTA"]])
+    difference, low, high = row["IDF1 difference"]
+    assert difference == pytest.approx(row["IDF1"] - values["IoU"]["IDF1"]) and low <= high
+    assert f"{difference:+.1f} ({low:+.1f} to {high:+.1f})" in table
+
+
 def test_scores_of_the_written_results_are_those_of_the_comparison(project: Project) -> None:
     scores = json.loads((project.folder / "scores.json").read_text())
     row = json.loads((project.folder / "compare" / "comparison.json").read_text())["SOLO-Track"]

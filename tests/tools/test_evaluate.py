@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from solotrack.data.categories import YTVIS_2019_CATEGORIES
-from solotrack.evaluation.ytvis import evaluate_ytvis
+from solotrack.evaluation.boxes import with_box_masks, with_box_truth
+from solotrack.evaluation.mot import Bootstrap, score_identities
+from solotrack.evaluation.ytvis import evaluate_ytvis, score_tracks
+from solotrack.evaluation.ytvis_format import read_ground_truth, read_predictions
 from solotrack.ops.rle import encode_masks
 
 H, W = 10, 12
@@ -96,6 +99,40 @@ def test_subsets_differ(tool, files):
         run(tool, files, *options, "--output-json", str(files["out"]))
         scores.append(json.loads(files["out"].read_text())["AP"])
     assert len(set(scores)) == 4
+
+
+def test_boxes(tool, files):
+    assert run(tool, files, "--boxes", "--output-json", str(files["out"])) == 0
+    truth = read_ground_truth(annotations())
+    tracks, _ = read_predictions(predictions(), truth)
+    assert json.loads(files["out"].read_text()) == score_tracks(with_box_truth(truth), with_box_masks(tracks)).stats
+
+
+def test_identities(tool, files, capsys):
+    words = ["mot", "--annotations", str(files["gt"]), "--predictions", str(files["json"]), "--score-threshold", "0.5"]
+    assert tool.main([*words, "--bootstrap", "20", "--block", "1", "--seed", "2", "--output-json", str(files["out"])]) == 0
+    truth = read_ground_truth(annotations())
+    result = score_identities(truth, read_predictions(predictions(), truth)[0], 0.5, Bootstrap(20, 1, 2))
+    written = json.loads(files["out"].read_text())
+    assert written["scores"] == result.scores and written["counts"] == result.counts
+    assert written["intervals"] == {name: list(ends) for name, ends in result.intervals.items()}
+    assert (written["counts"]["objects"], written["counts"]["tracks"]) == (4, 3)
+    assert capsys.readouterr().out == result.summary() + "\n"
+    assert tool.main(words) == 0
+    assert " to " not in capsys.readouterr().out
+
+
+def test_threshold(tool, tmp_path, capsys):
+    boxes = {"bbox": [0, 0, 5, 5], "area": 25, "category_id": 1, "image_id": 1}
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [{**boxes, "id": 1, "iscrowd": 0}]}
+    detections = [{**boxes, "score": 0.75}, {**boxes, "bbox": [9, 9, 5, 5], "score": 0.25}]
+    for name, content in (("val.json", truth), ("found.json", detections)):
+        (tmp_path / name).write_text(json.dumps(content))
+    words = ["threshold", "--annotations", str(tmp_path / "val.json"), "--predictions"]
+    assert tool.main([*words, str(tmp_path / "found.json")]) == 0
+    assert capsys.readouterr().out == "score 0.750: F1 1.000, precision 1.000, recall 1.000 of 1 objects\n"
+    assert tool.main([*words, str(tmp_path / "val.json")]) == 2
+    assert "COCO's result format" in capsys.readouterr().err
 
 
 def test_strict_refuses_lists_of_wrong_length(tool, files, capsys, caplog):

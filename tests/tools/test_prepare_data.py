@@ -101,3 +101,16 @@ def test_ytvis_split(repo_root: Path, tmp_path: Path) -> None:
     assert all((tmp_path / "data" / name).exists() for video in held_out["videos"] for name in video["file_names"])
     done = tool_server().tool("prepare_data", "ytvis-split", "--output", str(tmp_path / "x"), DETECTRON2_DATASETS=str(tmp_path))
     assert done.code == 2 and "ytvis_2019_train is not here" in done.err
+
+
+def test_mosaics(main: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["synthetic", "--output", str(tmp_path / "data"), *SMALL, "--workers", "1"]) == 0
+    words = ["mosaic", "--annotations", str(tmp_path / "data/train.json"), "--images", str(tmp_path / "data/train")]
+    words += ["--output", str(tmp_path / "mosaics"), "--count", "3", "--seed", "0", "--height", "60", "--width", "90"]
+    assert main(words) == 0
+    made = json.loads((tmp_path / "mosaics/train.json").read_text())
+    assert f"3 mosaics with {len(made['annotations'])} objects" in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "mosaics" / made["images"][2]["file_name"])).shape == (60, 90, 3)
+    words[2] = str(tmp_path / "none.json")
+    assert main(words) == 2
+    assert "none.json" in capsys.readouterr().err

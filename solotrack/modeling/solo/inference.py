@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 
-from solotrack.ops.masks import centers_of_mass, mask_areas, mask_iou, masks_to_boxes
+from solotrack.ops.masks import centers_of_mass, drop_small_parts, mask_areas, mask_iou, masks_to_boxes
 from solotrack.ops.matrix_nms import matrix_nms
 
 from .head import SOLOHead
@@ -117,6 +117,7 @@ class SOLOInference:
         nms_sigma: float = 2.0,
         update_thresh: float = 0.05,
         max_per_image: int = 100,
+        min_part: float = 0.0,
     ):
         """
         Args:
@@ -126,6 +127,7 @@ class SOLOInference:
             nms_kernel, nms_sigma: see :func:`solotrack.ops.matrix_nms.matrix_nms`.
             update_thresh: smallest score after Matrix NMS.
             max_per_image: instances kept.
+            min_part: share of its largest connected part that another part of a mask needs to stay; 0 = all stay.
         """
         self.score_thresh = score_thresh
         self.mask_thresh = mask_thresh
@@ -134,6 +136,7 @@ class SOLOInference:
         self.nms_sigma = nms_sigma
         self.update_thresh = update_thresh
         self.max_per_image = max_per_image
+        self.min_part = min_part
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -146,6 +149,7 @@ class SOLOInference:
             "nms_sigma": solo.NMS_SIGMA,
             "update_thresh": solo.UPDATE_THRESH,
             "max_per_image": solo.MAX_PER_IMAGE,
+            "min_part": solo.MIN_PART,
         }
 
     @torch.no_grad()
@@ -179,6 +183,8 @@ class SOLOInference:
         """
         results = []
         for image, (kept, soft, clusters) in enumerate(self.select(head, features, category_scores, padded_size, with_clusters)):
+            if self.min_part > 0:
+                soft = drop_small_parts(soft, self.mask_thresh, self.min_part)
             pred_masks = resize_masks(soft, padded_size, image_sizes[image], output_sizes[image], self.mask_thresh)
             instances = Instances(output_sizes[image])
             instances.pred_masks = pred_masks

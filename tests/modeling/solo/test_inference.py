@@ -266,6 +266,19 @@ def test_resizing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert (whole != wanted).float().mean() < 1e-4
 
 
+def test_parts_of_a_mask() -> None:
+    head, features, scores = make_head(), make_features(), make_scores()
+    whole = SOLOInference()(head, features, scores, SIZES, OUTPUTS, PADDED)
+    pieces = SOLOInference(min_part=1.0)(head, features, scores, SIZES, OUTPUTS, PADDED)
+    smaller = 0
+    for before, after in zip(whole, pieces, strict=True):
+        assert torch.equal(before.cell_indices, after.cell_indices) and torch.equal(before.scores, after.scores)
+        torch.testing.assert_close(after.pred_boxes.tensor, masks_to_boxes(after.pred_masks))
+        assert not (after.pred_masks & ~before.pred_masks).any()
+        smaller += int((after.pred_masks.sum((1, 2)) < before.pred_masks.sum((1, 2))).sum())
+    assert smaller > 5
+
+
 def test_from_config_and_kernel() -> None:
     detect = SOLOInference(
         load_config(overrides=["MODEL.SOLO.NMS_PRE", 7, "MODEL.SOLO.NMS_KERNEL", "linear", "MODEL.SOLO.SCORE_THRESH", 0.3])
