@@ -161,6 +161,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     clips.MIN_SIZE_TRAIN = [360, 480]  # short sides, one drawn a clip
     clips.MAX_SIZE_TRAIN = 1333
     clips.COLOR = 0.0  # strength of a colour jitter drawn for each frame
+    clips.VIEWS = False  # each frame moved, turned and scaled on its own, as INPUT.VIEWS says: place then tells nothing, M16
     cfg.DATASETS.TRAIN_CLIPS = []  # sets of videos; their annotations are never read
     # Own data sets: name, json and folder of frames or images; see README "Data sets"
     custom = cfg.DATASETS.CUSTOM = CfgNode()

@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 
 from .frames import FrameError, FrameSource, open_frames
 from .intensity import Stretch
-from .views import ColorJitter
+from .views import ColorJitter, RandomSimilarity
 
 __all__ = ["ClipMapper", "sample_clips"]
 
@@ -59,6 +59,7 @@ class ClipMapper:
         image_format: str,
         frames: int = 2,
         max_gap: int = 3,
+        view: RandomSimilarity | None = None,
         jitter: ColorJitter | None = None,
         stretch: Stretch | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class ClipMapper:
             image_format: "RGB" or "BGR", of the mapped frames.
             frames: of a clip, at least 2.
             max_gap: frames of the video from one of a clip to the next, at most.
+            view: applied after them, drawn for each frame; where the objects then are is left to the model to find.
             jitter: of the colours, drawn for each frame.
             stretch: applied to each frame as read.
         """
@@ -75,12 +77,13 @@ class ClipMapper:
         self.image_format = image_format
         self.frames = frames
         self.max_gap = max_gap
+        self.view = view
         self.jitter = jitter
         self.stretch = stretch
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        clips, flip = cfg.INPUT.CLIPS, cfg.INPUT.RANDOM_FLIP
+        clips, views, flip = cfg.INPUT.CLIPS, cfg.INPUT.VIEWS, cfg.INPUT.RANDOM_FLIP
         augmentations = [T.ResizeShortestEdge(clips.MIN_SIZE_TRAIN, clips.MAX_SIZE_TRAIN, "choice")]
         if flip != "none":
             augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
@@ -89,6 +92,7 @@ class ClipMapper:
             "image_format": cfg.INPUT.FORMAT,
             "frames": clips.FRAMES,
             "max_gap": clips.MAX_GAP,
+            "view": RandomSimilarity(views.SHIFT, views.SCALE_RANGE, views.ROTATION, views.FLIP) if clips.VIEWS else None,
             "jitter": ColorJitter(clips.COLOR, cfg.INPUT.FORMAT) if clips.COLOR > 0 else None,
             "stretch": Stretch.from_config(cfg),
         }
@@ -123,8 +127,9 @@ class ClipMapper:
         augmented = T.AugInput(images[0])
         transforms = self.augmentations(augmented)
         images = [augmented.image, *(transforms.apply_image(image) for image in images[1:])]
-        if self.jitter is not None:
-            images = [self.jitter.get_transform(image).apply_image(image) for image in images]
+        for augmentation in (self.view, self.jitter):
+            if augmentation is not None:
+                images = [augmentation.get_transform(image).apply_image(image) for image in images]
         return {
             "frames": [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images],
             "file_names": [frame.name for frame in read],

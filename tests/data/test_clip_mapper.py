@@ -162,3 +162,23 @@ def test_broken_frames_are_named(tmp_path: Path) -> None:
         mapper(INPUT__CLIPS__FRAMES=3)({"source": [str(tmp_path / f"{i}.png") for i in range(3)]})
     with pytest.raises(FrameError, match=r"a\.mkv has fewer frames \(3\) than a clip \(4\): it was changed, or is cut short"):
         mapper(INPUT__CLIPS__FRAMES=4)({"source": write_video(tmp_path / "a.mkv", IMAGES[:3])})
+
+
+def test_views_move_each_frame_on_its_own(tmp_path: Path) -> None:
+    """One still scene: without views its frames are equal; with them each is a similarity of it, and all keep the size."""
+    rng = np.random.default_rng(0)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), (0, 0), 3)
+    for i in range(3):
+        Image.fromarray(scene).save(tmp_path / f"{i}.png")
+    first, second = mapper()({"source": str(tmp_path)})["frames"]
+    assert torch.equal(first, second)
+    views = {"INPUT__CLIPS__VIEWS": True, "INPUT__VIEWS__SCALE_RANGE": [1.0, 1.0], "INPUT__VIEWS__ROTATION": 0.0, "INPUT__VIEWS__FLIP": 0.0}
+    draw = mapper(**views, INPUT__VIEWS__SHIFT=0.2)
+    moved = set()
+    for _ in range(5):
+        for frame in draw({"source": str(tmp_path)})["frames"]:
+            assert frame.shape == (3, HEIGHT, WIDTH)
+            shift, _ = cv2.phaseCorrelate(*(x.astype(np.float32) for x in (scene[..., 0], frame[0].numpy())))
+            moved.add(tuple(np.round(shift).astype(int).tolist()))
+            assert abs(shift[0]) <= 0.2 * WIDTH + 1 and abs(shift[1]) <= 0.2 * HEIGHT + 1
+    assert len(moved) > 8
