@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     from . import tracking  # noqa: F401
     from .data.catalog import register_all
     from .modeling import backbone  # noqa: F401
-    from .modeling.meta_arch import masktrack_rcnn, solo_track  # noqa: F401
+    from .modeling.meta_arch import masktrack_rcnn, sipmask_vis, solo_track  # noqa: F401
 
 __all__ = ["VideoPredictor"]
 

@@ -188,6 +188,27 @@ def masktrack() -> dict[str, object]:
     }
 
 
+def sipmask() -> dict[str, object]:
+    """Config changes that make it SipMask-VIS, trained on the labelled test videos."""
+    return {
+        "MODEL.META_ARCHITECTURE": "SipMaskVIS",
+        "MODEL.SIPMASK.NUM_CLASSES": 4,
+        "MODEL.SIPMASK.IN_FEATURES": ["p2", "p3", "p4"],
+        "MODEL.SIPMASK.NUM_CONVS": 1,
+        "MODEL.SIPMASK.CHANNELS": 16,
+        "MODEL.SIPMASK.NUM_GROUPS": 4,
+        "MODEL.SIPMASK.NUM_BASES": 8,
+        "MODEL.SIPMASK.MASK_RESOLUTION": 8,
+        "MODEL.SIPMASK.TRACK_CONVS": 1,
+        "MODEL.SIPMASK.TRACK_DIM": 32,
+        "TEST.DETECTIONS_PER_IMAGE": 10,
+        "DATASETS.TRAIN": ["tiny_test"],
+        "TRACKER_HEADS.METRIC": "dot",
+        "TRACKER_HEADS.NULL_LOGIT": 0.0,
+        "TRACKER_HEADS.PROTO_UPDATE": "last",
+    }
+
+
 def detect_everything() -> dict[str, object]:
     """Config changes with which a model of random weights detects something in every image."""
     return {"MODEL.SOLO.UPDATE_THRESH": 0.0, "TRACKER_HEADS.SCORE_THRESH": 0.0}

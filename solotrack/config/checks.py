@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 
 from solotrack.errors import SoloTrackError
 
-from .models import classes_key, num_classes
+from .baselines import baseline_faults
+from .models import classes_key, num_classes, trains_on_videos
 
 __all__ = ["ConfigError", "check_config", "check_device", "flatten"]
 
@@ -22,7 +23,7 @@ class ConfigError(SoloTrackError, ValueError):
 
 # Key -> values it may take.
 _CHOICES = {
-    "MODEL.META_ARCHITECTURE": ("SOLOTrack", "MaskTrackRCNN"),
+    "MODEL.META_ARCHITECTURE": ("SOLOTrack", "MaskTrackRCNN", "SipMaskVIS"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.SOLO.TYPE": ("solo", "decoupled"),
     "MODEL.SOLO.NORM": ("GN", ""),
@@ -114,6 +115,21 @@ _RANGES = {
     "MODEL.TRACK_HEAD.NUM_FC": (1, _INF),
     "MODEL.TRACK_HEAD.FC_DIM": (1, _INF),
     "MODEL.TRACK_HEAD.LOSS_WEIGHT": (0, _INF),
+    "MODEL.SIPMASK.NUM_CLASSES": (1, _INF),
+    "MODEL.SIPMASK.NUM_CONVS": (1, _INF),
+    "MODEL.SIPMASK.CHANNELS": (1, _INF),
+    "MODEL.SIPMASK.NUM_GROUPS": (1, _INF),
+    "MODEL.SIPMASK.PRIOR_PROB": (_EPS, 1 - _EPS),
+    "MODEL.SIPMASK.NUM_BASES": (1, _INF),
+    "MODEL.SIPMASK.MASK_RESOLUTION": (2, _INF),
+    "MODEL.SIPMASK.MASK_LOSS_WEIGHT": (0, _INF),
+    "MODEL.SIPMASK.TRACK_CONVS": (1, _INF),
+    "MODEL.SIPMASK.TRACK_DIM": (1, _INF),
+    "MODEL.SIPMASK.TRACK_JITTER": (0, 1),
+    "MODEL.SIPMASK.TRACK_LOSS_WEIGHT": (0, _INF),
+    "MODEL.SIPMASK.SCORE_THRESH": (0, 1),
+    "MODEL.SIPMASK.NMS_PRE": (1, _INF),
+    "MODEL.SIPMASK.NMS_THRESH": (0, 1),
     "MODEL.ROI_HEADS.NUM_CLASSES": (1, _INF),
     "INPUT.CLIPS.MAX_GAP": (1, _INF),
     "INPUT.CLIPS.MAX_SIZE_TRAIN": (1, _INF),
@@ -279,8 +295,8 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
         yield f"TTA.PARTS is {cfg.TTA.PARTS}; it must name one or more of backbone, fpn and video_head."
     if solo.FREEZE and not emb.ENABLED:
         yield "MODEL.SOLO.FREEZE needs MODEL.SOLO_TRACK.EMB.ENABLED: with both heads out there is nothing to train."
-    if cfg.MODEL.META_ARCHITECTURE == "MaskTrackRCNN":
-        yield from _masktrack_faults(cfg)
+    if trains_on_videos(cfg):
+        yield from baseline_faults(cfg)
     elif cfg.TRACKER_HEADS.TRACKER_NAME == "EmbeddingTracker" and not emb.ENABLED:
         yield (
             "TRACKER_HEADS.TRACKER_NAME EmbeddingTracker needs MODEL.SOLO_TRACK.EMB.ENABLED; "
@@ -301,22 +317,6 @@ def _clip_faults(cfg: CfgNode) -> Iterator[str]:
     for key in ("TRAIN", "TEST"):
         for name in set(names).intersection(data[key]):
             yield f"DATASETS.{key} has {name!r} of DATASETS.CUSTOM.CLIPS, which has no json; only DATASETS.TRAIN_CLIPS takes it."
-
-
-def _masktrack_faults(cfg: CfgNode) -> Iterator[str]:
-    """Values with which Detectron2's Mask R-CNN on an FPN does not work, or that mean nothing to it."""
-    if not cfg.MODEL.MASK_ON:
-        yield "MODEL.MASK_ON is False; MaskTrackRCNN is scored by masks."
-    for key in ("RPN", "ROI_HEADS"):
-        names = cfg.MODEL[key].IN_FEATURES
-        if not all(name.startswith("p") for name in names):
-            yield f"MODEL.{key}.IN_FEATURES is {names}; name outputs of the FPN, as projects/baselines/configs does."
-    if cfg.MODEL.SOLO_TRACK.EMB.VIEWS != 1:
-        yield "MODEL.SOLO_TRACK.EMB.VIEWS is 2; MaskTrackRCNN learns from pairs of frames, not of views: set it to 1."
-    if cfg.INPUT.COPY_PASTE.PROB > 0:
-        yield "INPUT.COPY_PASTE.PROB is above 0; MaskTrackRCNN learns from pairs of frames and pastes nothing: set it to 0."
-    if cfg.SOLVER.CLIPS_PER_BATCH or cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
-        yield "MODEL.SOLO_TRACK.VIDEO.ENABLED or SOLVER.CLIPS_PER_BATCH is on; MaskTrackRCNN does not learn from unlabelled clips."
 
 
 def _solver_faults(cfg: CfgNode) -> Iterator[str]:

@@ -13,7 +13,7 @@ __all__ = ["add_solotrack_config", "tracker_similarity"]
 
 def add_solotrack_config(cfg: CfgNode) -> None:
     """Add SOLO-Track's keys to a Detectron2 config, in place."""
-    cfg.MODEL.META_ARCHITECTURE = "SOLOTrack"  # or the baseline "MaskTrackRCNN", which learns from labelled videos, M7.1
+    cfg.MODEL.META_ARCHITECTURE = "SOLOTrack"  # or "MaskTrackRCNN", "SipMaskVIS": baselines that learn from labelled videos, M7.1, M7.2
     cfg.MODEL.MASK_ON = True
     cfg.INPUT.FORMAT = "RGB"  # as torchvision's weights
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, M1.6
@@ -127,6 +127,25 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     track.NUM_FC = 2
     track.FC_DIM = 1024  # D
     track.LOSS_WEIGHT = 1.0
+
+    # ---- SipMask-VIS (MODEL.META_ARCHITECTURE SipMaskVIS): Detectron2's FCOS, basis masks and a tracking map, M7.2
+    sip = cfg.MODEL.SIPMASK = CfgNode()
+    sip.NUM_CLASSES = 80
+    sip.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]  # finest first; the first three make basis masks and tracking map
+    sip.NUM_CONVS = 4  # of the class and the box tower
+    sip.CHANNELS = 256  # of all towers
+    sip.NUM_GROUPS = 32  # of their GroupNorm
+    sip.PRIOR_PROB = 0.01
+    sip.NUM_BASES = 32
+    sip.MASK_RESOLUTION = 28  # points a side of a box at which its mask is learned
+    sip.MASK_LOSS_WEIGHT = 1.0
+    sip.TRACK_CONVS = 2  # M2.2
+    sip.TRACK_DIM = 512  # D, M2.2
+    sip.TRACK_JITTER = 0.05  # largest shift of a reference box, share of its sides
+    sip.TRACK_LOSS_WEIGHT = 1.0
+    sip.SCORE_THRESH = 0.03
+    sip.NMS_PRE = 1000  # (location, class) pairs of an image that NMS sees
+    sip.NMS_THRESH = 0.5  # of fast NMS
 
     # ---- data
     cfg.INPUT.MASK_FORMAT = "bitmask"

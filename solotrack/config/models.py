@@ -7,16 +7,25 @@ from detectron2.config import CfgNode
 __all__ = ["classes_key", "num_classes", "trains_on_videos"]
 
 
+# Meta-architecture -> the key that holds its number of classes.
+_CLASSES_KEYS = {
+    "SOLOTrack": "MODEL.SOLO.NUM_CLASSES",
+    "MaskTrackRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "SipMaskVIS": "MODEL.SIPMASK.NUM_CLASSES",
+}
+
+
 def trains_on_videos(cfg: CfgNode) -> bool:
     """Whether DATASETS.TRAIN names labelled videos, as for fully supervised baselines, and not labelled images."""
-    return cfg.MODEL.META_ARCHITECTURE == "MaskTrackRCNN"
+    return cfg.MODEL.META_ARCHITECTURE in ("MaskTrackRCNN", "SipMaskVIS")
 
 
 def classes_key(cfg: CfgNode) -> str:
     """The key that holds the model's number of classes."""
-    return "MODEL.ROI_HEADS.NUM_CLASSES" if cfg.MODEL.META_ARCHITECTURE == "MaskTrackRCNN" else "MODEL.SOLO.NUM_CLASSES"
+    return _CLASSES_KEYS[cfg.MODEL.META_ARCHITECTURE]
 
 
 def num_classes(cfg: CfgNode) -> int:
     """The model's number of classes."""
-    return cfg.MODEL.ROI_HEADS.NUM_CLASSES if cfg.MODEL.META_ARCHITECTURE == "MaskTrackRCNN" else cfg.MODEL.SOLO.NUM_CLASSES
+    node = {"SOLOTrack": cfg.MODEL.SOLO, "MaskTrackRCNN": cfg.MODEL.ROI_HEADS, "SipMaskVIS": cfg.MODEL.SIPMASK}
+    return node[cfg.MODEL.META_ARCHITECTURE].NUM_CLASSES

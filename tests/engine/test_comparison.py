@@ -120,3 +120,12 @@ def test_faulty_annotations_and_output_show_before_the_network_runs(setup: tuple
         compare_trackers(cfg, model, "tiny_faulty", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     handle.remove()
+
+
+def test_the_row_without_cues_has_none(setup: tuple[CfgNode, torch.nn.Module], tmp_path: Path) -> None:
+    """Whatever the config says: those of the baselines have cues."""
+    cfg, model = setup
+    for cues in (False, True):
+        cfg.TRACKER_HEADS.CUES.ENABLED = cues
+        compare_trackers(cfg, model, "tiny_test", str(tmp_path / str(cues)), {"SOLO-Track": TRACKERS["SOLO-Track"]})
+    assert results(tmp_path / "False") == results(tmp_path / "True")

@@ -331,9 +331,16 @@ def test_images_without_anything_to_learn(train: Callable[..., Finished], tmp_pa
 # ---- another network
 
 
-def test_masktrack_rcnn(train: Callable[..., Finished], tmp_path: Path) -> None:
-    """Pairs of labelled frames in, scored videos out; a killed run ends as an unbroken one, for proposals are drawn by iteration."""
-    changes = {**tiny.masktrack(), "SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2, "TRACKER_HEADS.SCORE_THRESH": 0.0}
+@pytest.mark.parametrize("network", [tiny.masktrack, tiny.sipmask])
+def test_networks_that_learn_from_videos(train: Callable[..., Finished], tmp_path: Path, network: Callable[[], dict[str, object]]) -> None:
+    """Pairs of labelled frames in, scored videos out; a killed run ends as an unbroken one: what is drawn is drawn by iteration."""
+    changes = {
+        **network(),
+        "MODEL.SIPMASK.SCORE_THRESH": 0.0,
+        "TRACKER_HEADS.SCORE_THRESH": 0.0,
+        "SOLVER.MAX_ITER": 4,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
+    }
     done = train("unbroken", changes | {"DATASETS.TEST": ["tiny_test"]})
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "unbroken/inference/tiny_test/results.json").read_text())

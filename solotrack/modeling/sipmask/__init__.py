@@ -1,0 +1,1 @@
+"""The parts of SipMask-VIS beside Detectron2's FCOS."""
