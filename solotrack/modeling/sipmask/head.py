@@ -84,7 +84,7 @@ class SipMaskHead(nn.Module):
         self.basis_join = nn.Conv2d(_FINE_LEVELS * channels, 2 * channels, kernel_size=1)
         self.basis_out = nn.Conv2d(2 * channels, num_bases, kernel_size=3, padding=1)
         for conv in (self.basis_join, self.basis_out):
-            weight_init.c2_msra_fill(conv)  # of unit size: masks are products of these and of coefficients that start near 0
+            weight_init.c2_xavier_fill(conv)  # of unit size: masks are products of these and of coefficients that start near 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
