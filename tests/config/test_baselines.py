@@ -17,6 +17,7 @@ from tests import tiny
     [
         ({"MODEL.MASK_ON": False}, r"MODEL\.MASK_ON is False; (MaskTrackRCNN|SipMaskVIS) is scored by masks"),
         ({"MODEL.SOLO_TRACK.EMB.VIEWS": 2}, "VIEWS is 2; .* learns from pairs of frames"),
+        ({"INPUT.COPY_PASTE.PROB": 0.5}, "pastes nothing"),
         ({"SOLVER.CLIPS_PER_BATCH": 2}, "does not learn from unlabelled clips"),
         ({"MODEL.SOLO_TRACK.VIDEO.ENABLED": True}, "does not learn from unlabelled clips"),
     ],
