@@ -146,7 +146,7 @@ class _Plan:
                 seed = () if data.seed is None else ("--seed", str(self.run.data_seed + data.seed))
                 command, *options = data.made_by
                 made = () if data.seed is None else self.run.data_options
-                words = (command, "--output", os.path.dirname(files[0]), *seed, *made, *options)
+                words = (command, "--output", os.path.dirname(files[0]), *seed, *data.amounts, *made, *options)
                 self.stages[stage] = Stage(stage, _tool("prepare_data", *words), files, before, sources, environment=self.environment)
         return tuple(needs), tuple(inputs)
 
