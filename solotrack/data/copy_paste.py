@@ -1,4 +1,7 @@
-"""Instances cut out of one labelled image and pasted into another: new neighbours, new surroundings, more occlusion (METHOD 11, idea 2)."""
+"""Instances cut out of a labelled image and pasted into another, or into itself: new neighbours, new surroundings, more occlusion.
+
+METHOD 11, idea 2; METHOD 16 for an image's own instances.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class CopyPaste:
         Args:
             image: (H, W, 3) uint8, not changed.
             masks: (M, H, W) uint8, 0 or 1, none empty; they may overlap.
-            donor: (h, w, 3) uint8, the image that instances are taken from.
+            donor: (h, w, 3) uint8, the image that instances are taken from; may be ``image``.
             donor_masks: (D, h, w) uint8, none empty.
             rng: decides which instances, their sizes, places and order in depth.
 
