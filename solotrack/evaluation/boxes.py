@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -55,20 +55,10 @@ def with_box_truth(truth: GroundTruth) -> GroundTruth:
 
 
 def _filled(track: Track) -> Track:
-    boxes = boxes_by_frame(track)
     rles: list[dict | None] = [None] * len(track.rles)
     areas = np.zeros(len(track.areas), np.int64)
-    for frame, (x1, y1, x2, y2) in boxes.items():
-        rles[frame] = _rectangle(track.rles[frame]["size"], int(x1), int(y1), int(x2), int(y2))
+    for frame, (x1, y1, x2, y2) in boxes_by_frame(track).items():
+        rles[frame] = coco_mask.frPyObjects(np.array([[x1, y1, x2 - x1, y2 - y1]]), *track.rles[frame]["size"])[0]
         areas[frame] = int((x2 - x1) * (y2 - y1))
     shown = areas[areas > 0]
     return replace(track, rles=rles, areas=areas, mean_area=float(shown.mean()) if len(shown) else 0.0)
-
-
-def _rectangle(size: Sequence[int], x1: int, y1: int, x2: int, y2: int) -> dict:
-    """Compressed RLE of a filled rectangle: runs go down the columns, and begin with background."""
-    height, width = size
-    inside, between = y2 - y1, height - (y2 - y1)
-    runs = [x1 * height + y1, *[inside, between] * (x2 - x1 - 1), inside]
-    runs.append(height * width - sum(runs))
-    return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)

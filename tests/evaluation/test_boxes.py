@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solotrack.evaluation.boxes import box_ious, boxes_by_frame, with_box_masks, with_box_truth
-from solotrack.evaluation.ytvis import score_tracks
+from solotrack.evaluation.ytvis import score_tracks, tube_ious
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError, read_ground_truth, read_predictions
 from solotrack.ops.rle import decode_rle, encode_masks
 
@@ -79,6 +79,16 @@ def test_tubes_of_boxes_match_where_masks_do_not() -> None:
         tracks.append(Track(1, "t", 1, 1, 0.5, False, float(areas[0]), encode_masks(masks), areas))
     assert score_tracks(truth, guesses).stats["AP"] == 0
     assert score_tracks(with_box_truth(truth), with_box_masks(guesses)).stats["AP"] == pytest.approx(1)
+
+
+def test_boxes_as_high_as_the_picture_are_compared_to_their_ends() -> None:
+    """Runs of no pixel between their columns would end pycocotools' comparison after the first column."""
+    tracks = []
+    for width in (2, 6):
+        masks = np.zeros((1, H, W), bool)
+        masks[:, :, 1 : 1 + width] = True
+        tracks += with_box_masks([Track(1, "t", 1, 1, 0.5, False, 0.0, encode_masks(masks), masks.sum((1, 2)))])
+    np.testing.assert_allclose(tube_ious(tracks[:1], tracks), [[1, 1 / 3]])
 
 
 def test_box_ious() -> None:
