@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 
 from solotrack.files import atomic_write
-from solotrack.ops.rle import decode_rle, encode_masks
+from solotrack.ops.rle import encode_masks
 
-from .annotation_file import read_annotation_file
+from .annotation_file import DatasetError, read_categories
 from .coco import load_coco_instances
-from .frames import read_frame_image
+from .mappers import ImageMapper
 
 __all__ = ["cover_crop", "draw_mosaic", "write_mosaics"]
 
@@ -113,11 +113,17 @@ def write_mosaics(
         {"images": count, "objects": number of masks}.
 
     Raises:
-        FileNotFoundError, DatasetError: as :func:`load_coco_instances`.
+        FileNotFoundError, DatasetError: as :func:`load_coco_instances`; or there is no image, an image is not as large as the json says or
+            has a broken mask, ``count`` is below 1, or a side of a tile below a pixel.
         FrameError: an image cannot be read.
     """
+    if count < 1 or min(size) < max(tiles):
+        raise DatasetError(f"mosaics: count must be 1 or more, height and width {max(tiles)} or more; got {count}, {size[0]} and {size[1]}")
     records = load_coco_instances(json_file, image_root)
-    categories = sorted(read_annotation_file(json_file)["categories"], key=lambda category: category["id"])
+    if not records:
+        raise DatasetError(f"{json_file} has no images to make mosaics of.")
+    categories = read_categories(json_file)
+    read = ImageMapper([], "RGB")
     output, rng = Path(output), np.random.default_rng(seed)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -126,9 +132,9 @@ def write_mosaics(
         across = tiles[number % len(tiles)]
         while len(order) < across**2:
             order += rng.permutation(len(records)).tolist()
-        chosen, order = [records[i] for i in order[: across**2]], order[across**2 :]
-        classes = [x["category_id"] for record in chosen for x in _objects(record)]
-        picture, masks, kept = draw_mosaic([_read(record) for record in chosen], across, size, rng, min_visible)
+        chosen, order = [read(records[i]) for i in order[: across**2]], order[across**2 :]
+        classes = [label for sample in chosen for label in sample["instances"].gt_classes.tolist()]
+        picture, masks, kept = draw_mosaic([_arrays(sample) for sample in chosen], across, size, rng, min_visible)
         name = f"images/{number:06d}.jpg"
         with atomic_write(output / name, "wb") as file:
             file.write(cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes())
@@ -150,12 +156,6 @@ def write_mosaics(
     return {"images": len(images), "objects": len(annotations)}
 
 
-def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
-
-
-def _read(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The image (H, W, 3) RGB of a record and its masks (n, H, W) uint8."""
-    height, width = record["height"], record["width"]
-    masks = [decode_rle(annotation["segmentation"], height, width) for annotation in _objects(record)]
-    return read_frame_image(record["file_name"], "RGB"), np.array(masks, np.uint8).reshape(-1, height, width)
+def _arrays(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The image (H, W, 3) and the masks (n, H, W) uint8 of a mapped record."""
+    return sample["image"].permute(1, 2, 0).numpy(), sample["instances"].gt_masks.tensor.byte().numpy()

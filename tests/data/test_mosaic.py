@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from solotrack.data.annotation_file import DatasetError
 from solotrack.data.coco import load_coco_instances
 from solotrack.data.mosaic import cover_crop, draw_mosaic, write_mosaics
 from solotrack.ops.rle import decode_rle
@@ -94,6 +95,36 @@ def test_a_set_of_mosaics(tmp_path: Path) -> None:
     write_mosaics(str(train), str(images), other, count=5, seed=2, size=(64, 96))
     assert (again / "train.json").read_text() == (tmp_path / "train.json").read_text() != (other / "train.json").read_text()
     assert (again / "images/000004.jpg").read_bytes() == (tmp_path / "images/000004.jpg").read_bytes()
+
+
+def test_every_picture_is_used_before_one_is_used_again(tmp_path: Path) -> None:
+    """Five plain pictures, ten mosaics of one."""
+    for level in range(5):
+        cv2.imwrite(str(tmp_path / f"{level}.png"), np.full((8, 8, 3), 50 * level, np.uint8))
+    listed = [{"id": level, "file_name": f"{level}.png", "height": 8, "width": 8} for level in range(5)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": listed, "categories": [{"id": 1, "name": "x"}], "annotations": []}))
+    write_mosaics(str(tmp_path / "a.json"), str(tmp_path), tmp_path / "out", count=10, seed=0, size=(8, 8), tiles=(1,))
+    levels = [round(cv2.imread(str(tmp_path / f"out/images/{n:06d}.jpg")).mean() / 50) for n in range(10)]
+    assert sorted(levels[:5]) == sorted(levels[5:]) == list(range(5))
+    assert levels[:5] != levels[5:], "in another order"
+
+
+def test_what_is_no_ground_for_mosaics(tmp_path: Path) -> None:
+    source = json.loads((tiny.data_root() / "train.json").read_text())
+
+    def write(data: dict, **options: object) -> None:
+        (tmp_path / "a.json").write_text(json.dumps(data))
+        write_mosaics(str(tmp_path / "a.json"), str(tiny.data_root() / "train"), tmp_path / "out", **{"count": 1, "seed": 0, **options})
+
+    with pytest.raises(DatasetError, match=r"a\.json has no images"):
+        write({**source, "images": [], "annotations": []})
+    for options in ({"count": 0}, {"size": (2, 96)}):
+        with pytest.raises(DatasetError, match="count must be 1 or more, height and width 3 or more"):
+            write(source, **options)
+    larger = [{**image, "height": image["height"] + 1} for image in source["images"]]
+    with pytest.raises(DatasetError, match="pixels .* but the data set's json says"):
+        write({**source, "images": larger, "annotations": []})
+    assert not (tmp_path / "out").exists()
 
 
 def test_categories_keep_their_names(tmp_path: Path) -> None:
