@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, YTVISFormatError
 from solotrack.ops.rle import has_negative_runs
 
-__all__ = ["box_ious", "boxes_by_frame", "with_box_masks", "with_box_truth"]
+__all__ = ["boxes_by_frame", "with_box_masks", "with_box_truth"]
 
 
 def boxes_by_frame(track: Track) -> dict[int, np.ndarray]:
@@ -29,15 +29,6 @@ def boxes_by_frame(track: Track) -> dict[int, np.ndarray]:
     boxes = coco_mask.toBbox([track.rles[frame] for frame in frames])  # (n, 4) XYWH
     boxes[:, 2:] += boxes[:, :2]
     return dict(zip(frames, boxes, strict=True))
-
-
-def box_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of every box of ``a`` (n, 4) with every one of ``b`` (m, 4), XYXY: (n, m) float64; 0 for two empty ones."""
-    shared = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = shared.clip(min=0).prod(-1)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def with_box_masks(tracks: Iterable[Track]) -> list[Track]:

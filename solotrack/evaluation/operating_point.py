@@ -35,7 +35,7 @@ def best_operating_point(annotations: dict[str, Any], detections: list[dict[str,
     Detections are matched with objects of their category as COCO's evaluation does, best score first; what lies on crowds does not count.
 
     Args:
-        annotations: a COCO json's content.
+        annotations: a COCO json's content; it is not changed.
         detections: COCO results with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
         iou: of a right detection, at least.
 
@@ -45,7 +45,9 @@ def best_operating_point(annotations: dict[str, Any], detections: list[dict[str,
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
             truth = COCO()
-            truth.dataset = annotations
+            # ids from 1 on: COCOeval keeps those of matches in floats, where 0 means none
+            objects = [{"iscrowd": 0, "area": 0, **x, "id": number} for number, x in enumerate(annotations["annotations"], start=1)]
+            truth.dataset = {**annotations, "annotations": objects}
             truth.createIndex()
             evaluation = COCOeval(truth, truth.loadRes([{**x} for x in detections]), "bbox")
             evaluation.params.iouThrs = np.array([iou])

@@ -97,13 +97,13 @@ def mask_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def box_iou(a: torch.Tensor, b: torch.Tensor, plus_one: bool = False) -> torch.Tensor:
-    """Intersection over union of XYXY boxes (n, 4) and (m, 4): (n, m) float32; 0 where the union is empty.
+    """Intersection over union of XYXY boxes (n, 4) and (m, 4): (n, m) float32, float64 of float64 boxes; 0 where the union is empty.
 
     Args:
         plus_one: right and bottom count as inclusive pixels, so every side is one longer (the convention of MaskTrack R-CNN, METHOD 5.4).
     """
     one = 1.0 if plus_one else 0.0
-    a, b = a.float(), b.float()
+    a, b = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (a, b))
     area_a = (a[:, 2:] - a[:, :2] + one).clamp(min=0).prod(1)
     area_b = (b[:, 2:] - b[:, :2] + one).clamp(min=0).prod(1)
     sides = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2]) + one

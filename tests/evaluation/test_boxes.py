@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solotrack.evaluation.boxes import box_ious, boxes_by_frame, with_box_masks, with_box_truth
+from solotrack.evaluation.boxes import boxes_by_frame, with_box_masks, with_box_truth
 from solotrack.evaluation.ytvis import score_tracks, tube_ious
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError, read_ground_truth, read_predictions
 from solotrack.ops.rle import decode_rle, encode_masks
@@ -89,17 +89,6 @@ def test_boxes_as_high_as_the_picture_are_compared_to_their_ends() -> None:
         masks[:, :, 1 : 1 + width] = True
         tracks += with_box_masks([Track(1, "t", 1, 1, 0.5, False, 0.0, encode_masks(masks), masks.sum((1, 2)))])
     np.testing.assert_allclose(tube_ious(tracks[:1], tracks), [[1, 1 / 3]])
-
-
-def test_box_ious() -> None:
-    rng = np.random.default_rng(0)
-    a, b = (np.sort(rng.integers(0, 9, (n, 2, 2)), axis=1).reshape(n, 4).astype(float) for n in (6, 7))
-    for i, p in enumerate(a):
-        for j, q in enumerate(b):
-            cells = [{(x, y) for x in range(int(r[0]), int(r[2])) for y in range(int(r[1]), int(r[3]))} for r in (p, q)]
-            union = len(cells[0] | cells[1])
-            assert box_ious(a, b)[i, j] == pytest.approx(len(cells[0] & cells[1]) / union if union else 0)
-    assert box_ious(a[:0], b).shape == (0, 7)
 
 
 def test_runs_below_zero_are_refused() -> None:

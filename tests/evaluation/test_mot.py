@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from solotrack.evaluation.mot import Bootstrap, MissingLibraryError, block_frames, paired_difference, score_identities
-from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video
+from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError
 from solotrack.ops.rle import decode_rle, encode_masks
 
 H, W = 20, 30
@@ -166,6 +166,31 @@ def test_intervals() -> None:
     gain, low, high = paired_difference(perfect, result, "IDF1")
     assert gain == pytest.approx(1 - result.scores["IDF1"]) and low < gain < high
     assert paired_difference(result, again, "HOTA") == (0, 0, 0)
+
+
+def test_each_video_has_blocks_of_its_own() -> None:
+    """Of its own length, drawn alike for two trackers of which one has no track in the first video."""
+    frames = {1: 4, 2: 30}
+    objects = [track(moving(0, 0, 0, length), video=v) for v, length in frames.items()]
+    truth = GroundTruth({v: Video(H, W, length) for v, length in frames.items()}, {1: "person"}, objects)
+    half = track([*moving(0, 0, 0, 15), *[None] * 15], video=2)
+    bootstrap = Bootstrap(resamples=30, block=5)
+    both, one = (score_identities(truth, tracks, bootstrap=bootstrap) for tracks in ([objects[0], half], [half]))
+    shown = both.resampled["IDR"] * 34 - one.resampled["IDR"] * 34
+    np.testing.assert_allclose(shown, 4, err_msg="the frames of the second video are the same ones")
+    assert len(set(one.resampled["IDR"])) > 3
+
+
+def test_box_overlaps_at_a_threshold_count() -> None:
+    """7 of 20 pixels, which in float32 would be less than HOTA's threshold of 0.35."""
+    result = score_identities(truth_of([track([(0, 0, 20, 1)])], 1), [track([(0, 0, 7, 1)])])
+    assert result.scores["HOTA"] == pytest.approx(7 / 19), "thresholds 0.05 to 0.35 of 0.05 to 0.95"
+
+
+def test_no_object() -> None:
+    for tracks in ([], [track(moving(0, 0, 1, 3), crowd=True)]):
+        with pytest.raises(YTVISFormatError, match="no object"):
+            score_identities(truth_of(tracks, 3), [])
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

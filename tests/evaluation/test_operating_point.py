@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,18 @@ def test_duplicates_are_wrong_and_crowds_do_not_count() -> None:
     point = best_operating_point(truth, [*sure, detection(1, 0.1, 0.7), detection(2, 5, 0.85)])
     assert (point.score, point.f1, point.objects) == (0.8, 1, 2)
     assert best_operating_point(truth, [detection(1, 0, 0.9), detection(1, 0.1, 0.9)]).precision == 0.5
+
+
+@pytest.mark.parametrize("first", [0, "a"])
+def test_any_ids_and_only_what_is_needed(first: int | str) -> None:
+    """As the training data may have them."""
+    truth = annotations([(1, 0), (1, 2)])
+    for n, x in enumerate(truth["annotations"]):
+        x["id"] = first * (n + 1) if isinstance(first, str) else first + n
+        del x["area"], x["iscrowd"]
+    before = copy.deepcopy(truth)
+    assert best_operating_point(truth, [detection(1, 0, 0.9), detection(1, 2, 0.8)]).f1 == 1
+    assert truth == before
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,9 @@ def test_box_iou(plus_one: bool) -> None:
                 canvas[k, y1 : y2 + plus_one, x1 : x2 + plus_one] = True
             union = canvas.any(0).sum()
             assert iou[i, j] == pytest.approx(canvas.all(0).sum() / union if union else 0, abs=1e-6)
+    exact = ops.box_iou(torch.from_numpy(a).double(), torch.from_numpy(b).double(), plus_one=plus_one)
+    assert iou.dtype == torch.float32 and exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), iou)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (10, 14), (15, 7), (3, 20), (1, 1)])
