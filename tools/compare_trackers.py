@@ -28,6 +28,7 @@ from solotrack.data.catalog import dataset_metadata, register_custom
 from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.comparison import TRACKERS, compare_trackers, results_folder
+from solotrack.engine.streaming import scored_categories
 from solotrack.evaluation.mot import Bootstrap, paired_difference, score_identities
 from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.files import atomic_write
@@ -55,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.bootstrap < 0 or (args.bootstrap and args.metrics != "mot"):
+        raise ConfigError("--bootstrap must be at least 0, and goes with --metrics mot.")
     cfg = load_config(args.config_file, config_words(args))
     check_device(cfg)
     register_custom(cfg)
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     columns = COLUMNS[args.metrics]
     cells = {name: {c: f"{values[c]:.1f}" for c in columns if c in values} for name, values in rows.items()}
     if args.metrics == "mot":
-        _add_identities(rows, cells, dataset_metadata(dataset).json_file, args)
+        _add_identities(rows, cells, dataset_metadata(dataset).json_file, scored_categories(cfg, dataset), args)
     headers = list(next(iter(cells.values())))
     table = tabulate(
         [[name, *row.values()] for name, row in cells.items()], ["tracker", *headers], tablefmt="github", disable_numparse=True
@@ -78,14 +81,17 @@ def run(args: argparse.Namespace) -> None:
             file.write(text)
 
 
-def _add_identities(rows: dict[str, dict], cells: dict[str, dict[str, str]], json_file: str, args: argparse.Namespace) -> None:
+def _add_identities(
+    rows: dict[str, dict], cells: dict[str, dict[str, str]], json_file: str, category_ids: list[int], args: argparse.Namespace
+) -> None:
     """Add every row's identity metrics to its values (percent, counts, intervals) and to its cells of the table."""
     truth = read_ground_truth(load_json(json_file), json_file)
     bootstrap = Bootstrap(args.bootstrap, seed=args.seed) if args.bootstrap else None
     results = {}
     for name in rows:
         path = os.path.join(results_folder(args.output, name), "results.json")
-        results[name] = score_identities(truth, read_predictions(load_json(path), truth, path)[0], bootstrap=bootstrap)
+        tracks, _ = read_predictions(load_json(path), truth, path)
+        results[name] = score_identities(truth, tracks, bootstrap=bootstrap, category_ids=category_ids)
     rival = BASELINE if BASELINE in results else next(iter(results))
     for name, result in results.items():
         row, cell = rows[name], cells[name]

@@ -13,8 +13,9 @@ from pathlib import Path
 if importlib.util.find_spec("solotrack") is None:  # not installed: this file sits in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from solotrack.config import ConfigError
 from solotrack.data.categories import CATEGORY_SUBSETS, subset_category_ids
-from solotrack.engine.cli import run_tool
+from solotrack.engine.cli import add_command, run_tool
 from solotrack.evaluation.boxes import with_box_masks, with_box_truth
 from solotrack.evaluation.mot import Bootstrap, score_identities
 from solotrack.evaluation.operating_point import best_operating_point
@@ -75,11 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_ytvis(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "ytvis", help="mask tracks of YouTube-VIS and OVIS", description=YTVIS_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="ground truth, .json")
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="results, .json or .zip")
+    parser = add_command(commands, "ytvis", run_ytvis, "mask tracks of YouTube-VIS and OVIS", YTVIS_HELP)
+    _add_files(parser, "ground truth, .json", "results, .json or .zip")
     parser.add_argument(
         "--categories",
         choices=CATEGORY_SUBSETS,
@@ -97,30 +95,26 @@ def _add_ytvis(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="a track with more or fewer entries than its video has frames is an error")
     parser.add_argument("--boxes", action="store_true", help="score the boxes of the masks, on both sides")
-    parser.set_defaults(run=run_ytvis)
 
 
 def _add_mot(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "mot", help="identities by boxes: IDF1, HOTA, MOTA", description=MOT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="ground truth, .json")
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="results, .json or .zip")
+    parser = add_command(commands, "mot", run_mot, "identities by boxes: IDF1, HOTA, MOTA", MOT_HELP)
+    _add_files(parser, "ground truth, .json", "results, .json or .zip")
     parser.add_argument("--score-threshold", type=float, default=0.0, metavar="SCORE", help="leave out tracks below it (default: none)")
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="resamples for 95 %% intervals (default: no intervals)")
     parser.add_argument("--block", type=int, default=0, metavar="FRAMES", help="of a block (default: root of the video's length)")
     parser.add_argument("--seed", type=int, default=0, help="of the blocks (default: %(default)s)")
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write scores (fractions), counts and intervals here")
-    parser.set_defaults(run=run_mot)
 
 
 def _add_threshold(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "threshold", help="score of the best F1", description=THRESHOLD_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO json of images")
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="detections, COCO result format")
-    parser.set_defaults(run=run_threshold)
+    parser = add_command(commands, "threshold", run_threshold, "score of the best F1", THRESHOLD_HELP)
+    _add_files(parser, "COCO json of images", "detections, COCO result format")
+
+
+def _add_files(parser: argparse.ArgumentParser, annotations: str, predictions: str) -> None:
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help=annotations)
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help=predictions)
 
 
 def run_ytvis(args: argparse.Namespace) -> None:
@@ -140,6 +134,8 @@ def run_ytvis(args: argparse.Namespace) -> None:
 
 def run_mot(args: argparse.Namespace) -> None:
     """Print scores, intervals and counts, and write them if asked to."""
+    if args.bootstrap < 0 or args.block < 0 or args.seed < 0:
+        raise ConfigError("--bootstrap, --block and --seed must be at least 0.")
     truth, tracks = _read(args)
     bootstrap = Bootstrap(args.bootstrap, args.block, args.seed) if args.bootstrap else None
     result = score_identities(truth, tracks, args.score_threshold, bootstrap)

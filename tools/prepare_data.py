@@ -17,7 +17,7 @@ from solotrack.data.catalog import dataset_metadata
 from solotrack.data.mosaic import write_mosaics
 from solotrack.data.synthetic import write_synthetic
 from solotrack.data.ytvis_split import split_ytvis
-from solotrack.engine.cli import run_tool
+from solotrack.engine.cli import add_command, run_tool
 from solotrack.files import atomic_write
 from solotrack.visualization.contact_sheet import contact_sheet, draw_masks
 
@@ -58,12 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "synthetic",
-        help="draw images and videos of moving shapes",
-        description=SYNTHETIC_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "synthetic", run_synthetic, "draw images and videos of moving shapes", SYNTHETIC_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--seed", type=int, required=True, metavar="N", help="0 or more; decides every pixel")
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="labelled training images (default: %(default)s)")
@@ -86,20 +81,13 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace synthetic data made with other parameters")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run_synthetic)
 
 
 def _add_split(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "ytvis-split",
-        help="hold labelled videos of YouTube-VIS 2019 out",
-        description=SPLIT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "ytvis-split", run_split, "hold labelled videos of YouTube-VIS 2019 out", SPLIT_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the two files")
     parser.add_argument("--held-out", type=int, default=300, metavar="N", help="videos to hold out (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: %(default)s)")
-    parser.set_defaults(run=run_split)
 
 
 def run_split(args: argparse.Namespace) -> None:
@@ -111,12 +99,7 @@ def run_split(args: argparse.Namespace) -> None:
 
 
 def _add_mosaics(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "mosaic",
-        help="mosaics of a labelled set",
-        description=MOSAIC_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "mosaic", run_mosaic, "mosaics of a labelled set", MOSAIC_HELP)
     parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO json")
     parser.add_argument("--images", required=True, metavar="DIR", help="folder its file names are relative to")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make: train.json, images/")
@@ -124,7 +107,6 @@ def _add_mosaics(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, required=True, metavar="N", help="of what is put where")
     parser.add_argument("--height", type=int, default=384, metavar="PX", help="of a mosaic (default: %(default)s)")
     parser.add_argument("--width", type=int, default=512, metavar="PX", help="of a mosaic (default: %(default)s)")
-    parser.set_defaults(run=run_mosaic)
 
 
 def run_mosaic(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import SoloTrackError
 
-__all__ = ["FAULTS", "add_config_options", "config_words", "print_fault", "run_tool"]
+__all__ = ["FAULTS", "add_command", "add_config_options", "config_words", "print_fault", "run_tool"]
 
 # What a user can mend; each comes with a sentence that says how.
 FAULTS = (SoloTrackError, OSError)
@@ -51,6 +51,15 @@ def run_tool(
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], None], text: str, description: str
+) -> argparse.ArgumentParser:
+    """Add a command of a tool; ``args.run`` will be its ``run``. ``text`` is its line in the list; the description keeps its breaks."""
+    parser = commands.add_parser(name, help=text, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def add_config_options(parser: argparse.ArgumentParser, config_help: str = "the config the weights were trained with") -> None:

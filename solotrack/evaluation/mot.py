@@ -9,7 +9,7 @@ Higher Order Metric for Evaluating Multi-Object Tracking" (IJCV 2021). MOTA: Ber
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from solotrack.errors import SoloTrackError
 from solotrack.evaluation.boxes import boxes_by_frame
-from solotrack.evaluation.ytvis_format import GroundTruth, Track, YTVISFormatError
+from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError
 from solotrack.ops.masks import box_iou
 
 __all__ = ["SCORES", "Bootstrap", "MOTResult", "MissingLibraryError", "block_frames", "paired_difference", "score_identities"]
@@ -106,7 +106,11 @@ class _Sequence:
 
 
 def score_identities(
-    ground_truth: GroundTruth, tracks: Iterable[Track], score_threshold: float = 0.0, bootstrap: Bootstrap | None = None
+    ground_truth: GroundTruth,
+    tracks: Iterable[Track],
+    score_threshold: float = 0.0,
+    bootstrap: Bootstrap | None = None,
+    category_ids: Iterable[int] | None = None,
 ) -> MOTResult:
     """Score checked tracks (``ytvis_format``) by the boxes of their masks.
 
@@ -118,15 +122,19 @@ def score_identities(
         tracks: predicted; those of another category than an object's do not correspond to it.
         score_threshold: tracks with a lower score are left out.
         bootstrap: for intervals; None for none.
+        category_ids: categories to score, all by default. Objects and tracks of others are left out.
 
     Raises:
         MissingLibraryError: TrackEval is not installed.
         YTVISFormatError: a mask has runs that make no mask, or there is no object.
     """
     metrics = _metrics()
-    if all(track.crowd for track in ground_truth.tracks):
-        raise YTVISFormatError("the ground truth has no object, crowds left out, so no identity can be scored")
-    sequences = _sequences(ground_truth, [track for track in tracks if track.score >= score_threshold])
+    scored = set(ground_truth.categories if category_ids is None else category_ids)
+    objects = [track for track in ground_truth.tracks if not track.crowd and track.category_id in scored]
+    if not objects:
+        raise YTVISFormatError("the ground truth has no object to score, crowds left out, so no identity can be scored")
+    tracks = [track for track in tracks if track.score >= score_threshold and track.category_id in scored]
+    sequences = _sequences(ground_truth.videos, objects, tracks)
     scores, counts = _measure(metrics, [sequence.frames() for sequence, _ in sequences])
     counts |= {
         "frames": sum(video.length for video in ground_truth.videos.values()),
@@ -193,13 +201,13 @@ def _measure(metrics: Sequence[Any], sequences: list[dict[str, Any]]) -> tuple[d
     return scores, {name: int(merged[key]) for name in COUNTS if (key := names.get(name, name)) in merged}
 
 
-def _sequences(ground_truth: GroundTruth, tracks: list[Track]) -> list[tuple[_Sequence, int]]:
+def _sequences(videos: Mapping[int, Video], objects: list[Track], tracks: list[Track]) -> list[tuple[_Sequence, int]]:
     """One for each video and category that has a track of either kind, with the video's id."""
     groups: dict[tuple[int, int], tuple[list[Track], list[Track]]] = {}
-    for side, kind in enumerate(([track for track in ground_truth.tracks if not track.crowd], tracks)):
+    for side, kind in enumerate((objects, tracks)):
         for track in kind:
             groups.setdefault((track.video_id, track.category_id), ([], []))[side].append(track)
-    return [(_sequence(*groups[key], ground_truth.videos[key[0]].length), key[0]) for key in sorted(groups)]
+    return [(_sequence(*groups[key], videos[key[0]].length), key[0]) for key in sorted(groups)]
 
 
 def _sequence(truth: list[Track], tracks: list[Track], length: int) -> _Sequence:

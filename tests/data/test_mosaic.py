@@ -122,7 +122,7 @@ def test_what_is_no_ground_for_mosaics(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="count must be 1 or more, height and width 3 or more"):
             write(source, **options)
     larger = [{**image, "height": image["height"] + 1} for image in source["images"]]
-    with pytest.raises(DatasetError, match="pixels .* but the data set's json says"):
+    with pytest.raises(DatasetError, match=r"pixels .* but the data set's json says"):
         write({**source, "images": larger, "annotations": []})
     assert not (tmp_path / "out").exists()
 

@@ -125,6 +125,10 @@ def test_videos_categories_crowds_and_the_threshold() -> None:
         result = score_identities(truth, [*right, wrong])
         assert (result.counts["IDFP"], result.counts["FP"], result.counts["tracks"]) == (5, 5, 3)
         assert score_identities(truth, [*right, wrong], score_threshold=0.5).scores["IDF1"] == 1
+    mixed = truth_of([*truth.tracks, track(moving(9, 0, 0, 5), category=2)], 5, videos=(1, 2))
+    for kind, expected in (((1,), (10, 0, 0)), ((2,), (0, 5, 5)), ((1, 2), (10, 5, 5)), (None, (10, 5, 5))):
+        counts = score_identities(mixed, [*right, track(a, category=2)], category_ids=kind).counts
+        assert (counts["IDTP"], counts["IDFP"], counts["IDFN"]) == expected
     nothing = score_identities(truth, [])
     assert nothing.scores == dict.fromkeys(nothing.scores, 0) and nothing.counts["IDFN"] == nothing.counts["FN"] == 10
 

@@ -237,6 +237,8 @@ WRONG = [
     (("train_net", "--config-file", "config.yaml", "MODEL.SOLO.NUM_CLASSES", "3"), "set MODEL.SOLO.NUM_CLASSES to 4"),
     (("train_net", "--config-file", "config.yaml", "MODEL.SOLO.IN_FEATURES", "['p2', 'p3', 'p7']"), "names p7"),
     (("compare_trackers", *MODEL, "--output", "x", "DATASETS.TEST", "()"), "--dataset"),
+    (("compare_trackers", *MODEL, "--output", "x", "--bootstrap", "9"), "goes with --metrics mot"),
+    (("compare_trackers", *MODEL, "--output", "x", "--metrics", "mot", "--bootstrap", "-1"), "--bootstrap must be at least 0"),
     (("shift_test", *MODEL), "--images"),
     (("shift_test", *MODEL, "--images", "synthetic_val", "--limit", "0"), "--limit must be at least 1"),
     (("shift_test", *MODEL, "--images", "synthetic_val", "--seed", "-1"), "--seed at least 0"),

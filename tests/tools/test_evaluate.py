@@ -118,6 +118,9 @@ def test_identities(tool, files, capsys):
     assert written["intervals"] == {name: list(ends) for name, ends in result.intervals.items()}
     assert (written["counts"]["objects"], written["counts"]["tracks"]) == (4, 3)
     assert capsys.readouterr().out == result.summary() + "\n"
+    for option in ("--bootstrap", "--block", "--seed"):
+        assert tool.main([*words, option, "-1"]) == 2
+        assert option in capsys.readouterr().err
     assert tool.main(words) == 0
     assert " to " not in capsys.readouterr().out
 
