@@ -80,6 +80,7 @@ def test_a_set_of_mosaics(tmp_path: Path) -> None:
     train = tiny.data_root() / "train.json"
     images = tiny.data_root() / "train"
     written = write_mosaics(str(train), str(images), tmp_path, count=5, seed=1, size=(64, 96))
+    made = json.loads((tmp_path / "train.json").read_text())
     records = load_coco_instances(str(tmp_path / "train.json"), str(tmp_path))
     assert written == {"images": 5, "objects": sum(len(record["annotations"]) for record in records)}
     assert len(records[2]["annotations"]) > len(records[1]["annotations"]) > len(records[0]["annotations"]) > 0
@@ -87,9 +88,11 @@ def test_a_set_of_mosaics(tmp_path: Path) -> None:
         assert cv2.imread(record["file_name"]).shape == (record["height"], record["width"], 3) == (64, 96, 3)
         for annotation in record["annotations"]:
             ys, xs = np.nonzero(decode_rle(annotation["segmentation"], 64, 96))
+            area = next(x["area"] for x in made["annotations"] if x["id"] == annotation["id"])
+            assert area == len(xs)
             assert annotation["bbox"] == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
     source = json.loads(train.read_text())
-    assert json.loads((tmp_path / "train.json").read_text())["categories"] == sorted(source["categories"], key=lambda c: c["id"])
+    assert made["categories"] == sorted(source["categories"], key=lambda c: c["id"])
     again, other = tmp_path / "again", tmp_path / "other"
     write_mosaics(str(train), str(images), again, count=5, seed=1, size=(64, 96))
     write_mosaics(str(train), str(images), other, count=5, seed=2, size=(64, 96))
@@ -98,13 +101,13 @@ def test_a_set_of_mosaics(tmp_path: Path) -> None:
 
 
 def test_every_picture_is_used_before_one_is_used_again(tmp_path: Path) -> None:
-    """Five plain pictures, ten mosaics of one."""
+    """Five plain pictures, ten mosaics of one; blue stays blue."""
     for level in range(5):
-        cv2.imwrite(str(tmp_path / f"{level}.png"), np.full((8, 8, 3), 50 * level, np.uint8))
+        cv2.imwrite(str(tmp_path / f"{level}.png"), np.full((8, 8, 3), (50 * level, 0, 0), np.uint8))
     listed = [{"id": level, "file_name": f"{level}.png", "height": 8, "width": 8} for level in range(5)]
     (tmp_path / "a.json").write_text(json.dumps({"images": listed, "categories": [{"id": 1, "name": "x"}], "annotations": []}))
     write_mosaics(str(tmp_path / "a.json"), str(tmp_path), tmp_path / "out", count=10, seed=0, size=(8, 8), tiles=(1,))
-    levels = [round(cv2.imread(str(tmp_path / f"out/images/{n:06d}.jpg")).mean() / 50) for n in range(10)]
+    levels = [round(cv2.imread(str(tmp_path / f"out/images/{n:06d}.jpg"))[..., 0].mean() / 50) for n in range(10)]
     assert sorted(levels[:5]) == sorted(levels[5:]) == list(range(5))
     assert levels[:5] != levels[5:], "in another order"
 

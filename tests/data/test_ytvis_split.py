@@ -48,6 +48,7 @@ def test_halves(json_file: Path, tmp_path: Path) -> None:
     for name, part in parts.items():
         assert {annotation["video_id"] for annotation in part["annotations"]} == set(ids[name])
         assert part["categories"] == whole["categories"] and part["info"] == whole["info"]
+        assert all(video["file_names"] == [f"ytvis/train/JPEGImages/v{video['id']}/0.jpg"] for video in part["videos"])
         assert len(load_ytvis(str(tmp_path / "new" / f"{name}.json"), str(tmp_path / "data"))) == len(ids[name])
 
 

@@ -123,7 +123,8 @@ def test_videos_categories_crowds_and_the_threshold() -> None:
     assert score_identities(truth, right).scores["IDF1"] == score_identities(truth, right).scores["HOTA"] == 1
     for wrong in (track(a, video=2, score=0.3), track(a, category=2, score=0.3), track(b, score=0.3)):
         result = score_identities(truth, [*right, wrong])
-        assert (result.counts["IDFP"], result.counts["FP"], result.counts["tracks"]) == (5, 5, 3)
+        assert (result.counts["IDFP"], result.counts["FP"], result.counts["tracks"], result.counts["frames"]) == (5, 5, 3, 10)
+        assert score_identities(truth, [*right, wrong], score_threshold=0.3).counts == result.counts
         assert score_identities(truth, [*right, wrong], score_threshold=0.5).scores["IDF1"] == 1
     mixed = truth_of([*truth.tracks, track(moving(9, 0, 0, 5), category=2)], 5, videos=(1, 2))
     for kind, expected in (((1,), (10, 0, 0)), ((2,), (0, 5, 5)), ((1, 2), (10, 5, 5)), (None, (10, 5, 5))):
@@ -164,6 +165,8 @@ def test_intervals() -> None:
     for name, (low, high) in result.intervals.items():
         assert low < result.scores[name] < high, name
         assert len(result.resampled[name]) == 40
+        spread = result.resampled[name] - result.resampled[name].mean()
+        assert (low, high) == pytest.approx(tuple(result.scores[name] + np.quantile(spread, [0.025, 0.975])))
     assert "MOTA" not in result.intervals
     perfect = score_identities(truth, truth.tracks, bootstrap=bootstrap)
     assert perfect.intervals["IDF1"] == pytest.approx((1, 1))

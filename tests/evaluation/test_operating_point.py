@@ -56,6 +56,12 @@ def test_duplicates_are_wrong_and_crowds_do_not_count() -> None:
     assert best_operating_point(truth, [detection(1, 0, 0.9), detection(1, 0.1, 0.9)]).precision == 0.5
 
 
+def test_a_right_detection_covers_half() -> None:
+    """6 of 14 columns are shared."""
+    truth, found = annotations([(1, 0)]), [detection(1, 0.2, 0.9)]
+    assert [best_operating_point(truth, found, **options).f1 for options in ({}, {"iou": 0.44}, {"iou": 0.42})] == [0, 0, 1]
+
+
 @pytest.mark.parametrize("first", [0, "a"])
 def test_any_ids_and_only_what_is_needed(first: int | str) -> None:
     """As the training data may have them."""
