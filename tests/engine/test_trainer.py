@@ -278,6 +278,12 @@ def test_a_slower_backbone() -> None:
     assert pretrained < rates.keys() == {id(p) for p in model.parameters()}
     assert all(rate == (0.05 if key in pretrained else 0.5) for key, rate in rates.items())
 
+    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+    fast = {id(p): group["lr"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    biases = {id(p) for name, p in model.named_parameters() if name.endswith(".bias")}
+    assert biases & pretrained and biases - pretrained and rates.keys() - biases
+    assert fast == pytest.approx({key: 2 * rate if key in biases else rate for key, rate in rates.items()})
+
 
 # ---- ways to train
 
