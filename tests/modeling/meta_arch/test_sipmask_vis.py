@@ -59,18 +59,7 @@ def test_training_and_tracking(tmp_path) -> None:
 def gradients(only: str, changes: dict | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Gradients by name of one loss, and that of the batch's images (frames, then references)."""
     _, model, batch = setup(changes)
-    images = []
-    preprocess = model.preprocess_image
-
-    def keep(inputs: list[dict]):
-        result = preprocess(inputs)
-        result.tensor.requires_grad_()
-        images.append(result.tensor)
-        return result
-
-    model.preprocess_image = keep
-    model(batch)[only].backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, images[0].grad
+    return tiny.gradients(model, batch, only)
 
 
 def test_where_the_association_loss_acts() -> None:
