@@ -135,6 +135,22 @@ def model(cfg: CfgNode, seed: int = 0, spread: float = 0.0) -> torch.nn.Module:
     return built
 
 
+def gradients(model: torch.nn.Module, batch: list[dict], only: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Of one loss of a network that learns from pairs: by parameter, and that of the batch's images (frames, then references)."""
+    images = []
+    preprocess = model.preprocess_image
+
+    def keep(inputs: list[dict]):
+        result = preprocess(inputs)
+        result.tensor.requires_grad_()
+        images.append(result.tensor)
+        return result
+
+    model.preprocess_image = keep
+    model(batch)[only].backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, images[0].grad
+
+
 @functools.cache
 def trained() -> tuple[CfgNode, torch.nn.Module]:
     """A config, and a model trained by it for a few seconds, once a process: it finds about half of the training images' objects."""

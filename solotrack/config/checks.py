@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from solotrack.errors import SoloTrackError
 
 from .baselines import baseline_faults
-from .models import classes_key, num_classes, trains_on_videos
+from .models import ARCHITECTURES, classes_key, num_classes, trains_on_videos
 
 __all__ = ["ConfigError", "check_config", "check_device", "flatten"]
 
@@ -23,7 +23,7 @@ class ConfigError(SoloTrackError, ValueError):
 
 # Key -> values it may take.
 _CHOICES = {
-    "MODEL.META_ARCHITECTURE": ("SOLOTrack", "MaskTrackRCNN", "SipMaskVIS"),
+    "MODEL.META_ARCHITECTURE": ARCHITECTURES,
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.SOLO.TYPE": ("solo", "decoupled"),
     "MODEL.SOLO.NORM": ("GN", ""),
@@ -275,7 +275,7 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
     if emb.QUEUE > 0 and emb.LOSS == "infonce":
         yield "MODEL.SOLO_TRACK.EMB.QUEUE holds centers, but EMB.LOSS infonce compares cells; set QUEUE to 0."
     names = cfg.DATASETS.CLASS_NAMES
-    if len(names) not in (0, num_classes(cfg)):
+    if names and cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES and len(names) != num_classes(cfg):
         yield f"DATASETS.CLASS_NAMES has {len(names)} names; give {classes_key(cfg)} ({num_classes(cfg)}), or none."
     for key in ("CHANNELS", "BLOCKS"):
         numbers = cfg.MODEL.SMALL_RESNET[key]

@@ -32,7 +32,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cfg.MODEL.SMALL_RESNET.NORM = "BN"
     # MobileNetV2 with weights from ImageNet (build_mobilenetv2_fpn_backbone)
     cfg.MODEL.MOBILENETV2 = CfgNode()
-    cfg.MODEL.MOBILENETV2.NORM = "FrozenBN"  # or any of Detectron2's norms, to train from scratch
+    cfg.MODEL.MOBILENETV2.NORM = "FrozenBN"  # or "BN", "SyncBN", ... to train from scratch, then with MODEL.BACKBONE.FREEZE_AT 0
 
     # ---- SOLO (v1), M1
     solo = cfg.MODEL.SOLO = CfgNode()
@@ -169,7 +169,6 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     views.MIN_VISIBLE = 0.3  # an instance with a smaller share of its mask left in a view is dropped from that view
     paste = cfg.INPUT.COPY_PASTE = CfgNode()  # instances pasted into a labelled image, before its views are drawn, M11
     paste.SOURCE = "other"  # another training image; "same": another view of the image itself, whose instances keep their identity, M16
-    paste.SOURCE = "other"  # of another image, or "same": of another view of the image itself; they keep their identity, M16
     paste.PROB = 0.0  # probability for an image; 0 = off
     paste.MAX_INSTANCES = 3  # 1 to this many are pasted
     paste.SCALE_RANGE = [0.6, 1.5]  # size of a pasted instance over its own

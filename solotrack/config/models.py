@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from detectron2.config import CfgNode
 
-__all__ = ["classes_key", "num_classes", "trains_on_videos"]
-
+__all__ = ["ARCHITECTURES", "classes_key", "num_classes", "trains_on_videos"]
 
 # Meta-architecture -> the key that holds its number of classes.
 _CLASSES_KEYS = {
@@ -13,6 +14,7 @@ _CLASSES_KEYS = {
     "MaskTrackRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "SipMaskVIS": "MODEL.SIPMASK.NUM_CLASSES",
 }
+ARCHITECTURES = tuple(_CLASSES_KEYS)  # what MODEL.META_ARCHITECTURE may be
 
 
 def trains_on_videos(cfg: CfgNode) -> bool:
@@ -27,5 +29,4 @@ def classes_key(cfg: CfgNode) -> str:
 
 def num_classes(cfg: CfgNode) -> int:
     """The model's number of classes."""
-    node = {"SOLOTrack": cfg.MODEL.SOLO, "MaskTrackRCNN": cfg.MODEL.ROI_HEADS, "SipMaskVIS": cfg.MODEL.SIPMASK}
-    return node[cfg.MODEL.META_ARCHITECTURE].NUM_CLASSES
+    return reduce(CfgNode.__getitem__, classes_key(cfg).split("."), cfg)

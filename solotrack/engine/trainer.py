@@ -40,9 +40,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: solver.BACKBONE_LR_FACTOR if name.startswith("backbone.bottom_up.") else 1.0,
+        lr_factor_func=partial(_lr_factor, cfg),  # get_default_optimizer_params' own factor of biases would replace it
     )
     if solver.OPTIMIZER == "SGD":
         make = partial(torch.optim.SGD, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True)
@@ -50,6 +49,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         make = torch.optim.AdamW
     optimizer = make(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
     return optimizer if solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model" else maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _lr_factor(cfg: CfgNode, name: str) -> float:
+    """Learning rate of a parameter / SOLVER.BASE_LR."""
+    factor = cfg.SOLVER.BACKBONE_LR_FACTOR if name.startswith("backbone.bottom_up.") else 1.0
+    return factor * cfg.SOLVER.BIAS_LR_FACTOR if name.endswith(".bias") else factor
 
 
 class TrainingStep(SimpleTrainer):

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -28,14 +28,15 @@ class MobileNetV2(Backbone):
     def __init__(self, norm: str = "FrozenBN", freeze_at: int = 0):
         """
         Args:
-            norm: "FrozenBN" for pretrained weights and small batches, or another of Detectron2's norms.
-            freeze_at: stages from the stem on that do not train: 1 = stem and first block, 2 = up to stride 4, ... 5 = all.
+            norm: "FrozenBN" for pretrained weights and small batches, or another of Detectron2's norms; GroupNorm's 32 groups do not fit.
+            freeze_at: stages from the stem on that do not train, nor gather statistics: 1 = stem and first block, 2 = up to stride 4, ...
+                5 = all.
         """
         super().__init__()
         self.features = mobilenet_v2(norm_layer=partial(get_norm, norm)).features[: _STAGES["res5"] + 1]
         ends = [0, 2, *(block + 1 for block in _STAGES.values())]
-        for parameter in self.features[: ends[min(freeze_at, 5)]].parameters():
-            parameter.requires_grad_(False)
+        for block in self.features[: ends[min(freeze_at, 5)]]:
+            FrozenBatchNorm2d.convert_frozen_batchnorm(block.requires_grad_(False))
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """(N, 3, H, W) -> "res2" to "res5", (N, 24 | 32 | 96 | 320, H / stride, W / stride) with strides 4, 8, 16 and 32."""

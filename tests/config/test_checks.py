@@ -9,6 +9,7 @@ from solotrack.config import ConfigError, check_config, check_device, load_confi
 # key -> a value that cannot work, and what the sentence must say
 IMPOSSIBLE = {
     # one of a few words or numbers
+    "MODEL.META_ARCHITECTURE": ("'MaskTrackRcnn'", "allowed: 'SOLOTrack', 'MaskTrackRCNN', 'SipMaskVIS'"),
     "MODEL.SOLO.NORM": ("'BN'", "allowed: 'GN', ''"),
     "MODEL.SOLO.NMS_KERNEL": ("'cubic'", "allowed: 'gaussian', 'linear'"),
     "MODEL.SOLO_TRACK.EMB.VIEWS": ("3", "allowed: 1, 2"),
@@ -99,6 +100,7 @@ def test_values_that_exclude_one_another() -> None:
     for overrides, text in (
         (["MODEL.SOLO.CHANNELS", "100"], r"MODEL\.SOLO\.CHANNELS \(100\) must be a multiple of MODEL\.SOLO\.NUM_GROUPS \(32\)"),
         (["MODEL.SOLO_TRACK.EMB.CHANNELS", "100"], r"MODEL\.SOLO_TRACK\.EMB\.CHANNELS \(100\) must be a multiple"),
+        (["MODEL.SOLO_TRACK.EMB.QUEUE", "8", "MODEL.SOLO_TRACK.EMB.LOSS", "infonce"], r"infonce compares cells; set QUEUE to 0"),
         (["MODEL.SMALL_RESNET.CHANNELS", "[32, 64, 64, 128]"], r"neighbours must differ"),
         (["MODEL.SOLO.FREEZE", "True", "MODEL.SOLO_TRACK.EMB.ENABLED", "False"], r"nothing to train"),
         (["INPUT.STRETCH.LOW", "60.0", "INPUT.STRETCH.HIGH", "40.0"], r"INPUT\.STRETCH\.LOW must be below INPUT\.STRETCH\.HIGH"),
@@ -154,5 +156,5 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     check_device(load_config("", ["MODEL.DEVICE", "cuda"]), 2)
     check_device(load_config("", ["MODEL.DEVICE", "cpu"]), 8)
-    with pytest.raises(ConfigError, match="8 GPUs are asked for but PyTorch sees 2 here"):
-        check_device(load_config("", ["MODEL.DEVICE", "cuda"]), 8)
+    with pytest.raises(ConfigError, match="3 GPUs are asked for but PyTorch sees 2 here"):
+        check_device(load_config("", ["MODEL.DEVICE", "cuda"]), 3)

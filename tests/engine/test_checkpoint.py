@@ -181,12 +181,20 @@ def test_damaged_files_are_named(saved: Path, how: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
 def test_whatever_bytes_spell_is_named(tmp_path: Path, name: str) -> None:
-    """Text and noise read as a pickle's instructions: "broken" pops from an empty stack."""
+    """Text and noise read as a pickle's instructions: "broken" pops from an empty stack, \x95 asks for more than there can be."""
     rng = random.Random(0)
-    for content in [b"broken", b"weights", *(rng.randbytes(rng.randrange(1, 40)) for _ in range(150))]:
+    for content in [b"broken", b"weights", b"\x95" + b"\xff" * 8, *(rng.randbytes(rng.randrange(1, 40)) for _ in range(150))]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
             AtomicCheckpointer(linear(7)).load(str(tmp_path / name))
+
+
+def test_a_buffer_that_fits_is_no_weight(tmp_path: Path) -> None:
+    model = linear(1)
+    model.register_buffer("mean", torch.zeros(3))
+    torch.save({"model": {"mean": torch.ones(3), "other.weight": torch.ones(64, 64)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"No weight of .*a\.pth fits a parameter of the model"):
+        AtomicCheckpointer(model).load(str(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": 3}, "text", None])

@@ -64,6 +64,12 @@ def test_mobilenetv2_levels_and_what_trains() -> None:
 
 @pytest.mark.parametrize(("freeze_at", "blocks"), [(0, 0), (1, 2), (2, 4), (3, 7), (4, 14), (5, 18)])
 def test_mobilenetv2_freezes_whole_stages(freeze_at: int, blocks: int) -> None:
-    features = MobileNetV2(norm="BN", freeze_at=freeze_at).features
+    model = MobileNetV2(norm="BN", freeze_at=freeze_at).train()
+    features = model.features
     assert [next(block.parameters()).requires_grad for block in features] == [False] * blocks + [True] * (18 - blocks)
-    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in features.modules())
+    statistics = [[x.clone() for name, x in block.named_buffers() if "running" in name] for block in features]
+    model(torch.rand(2, 3, 64, 64))
+    for number, (block, before) in enumerate(zip(features, statistics, strict=True)):
+        after = [x for name, x in block.named_buffers() if "running" in name]
+        assert len(after) == len(before) > 0
+        assert all(torch.equal(a, b) == (number < blocks) for a, b in zip(after, before, strict=True))

@@ -61,24 +61,29 @@ def torchvision_features(model: torchvision.models.ResNet, x: torch.Tensor) -> l
     return features
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_torchvision_backbone_gives_torchvisions_features(tool, tmp_path: Path, repo_root: Path, depth: int, capsys) -> None:
-    reference = randomise(getattr(torchvision.models, f"resnet{depth}")(num_classes=2))
-    torch.save(reference.state_dict(), tmp_path / "resnet.pth")
-    output = tmp_path / "weights" / "R.pth"
-    assert tool.main(["torchvision", "--input", str(tmp_path / "resnet.pth"), "--output", str(output)]) == 0
-
+def converted(tool, command: str, state: dict[str, torch.Tensor], tmp_path: Path, root: Path, capsys: pytest.CaptureFixture) -> nn.Module:
+    """The backbone below the FPN with the whole of a converted file, in a model of the config that the tool prints."""
+    torch.save(state, tmp_path / "in.pth")
+    output = tmp_path / "weights" / "out.pth"
+    assert tool.main([command, "--input", str(tmp_path / "in.pth"), "--output", str(output)]) == 0
     printed = capsys.readouterr().out.split("need ")[1].split()
     small = ["MODEL.SOLO.NUM_CONVS", "1", "MODEL.SOLO.CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "16"]
-    model = build_model(recipe(repo_root, *small, *printed)).eval()
+    model = build_model(recipe(root, *small, *printed)).eval()
     checkpointer = AtomicCheckpointer(model)
     checkpointer.load(str(output))
     incompatible = checkpointer._incompatible
     assert not incompatible.unexpected_keys and not incompatible.incorrect_shapes
     assert not [key for key in incompatible.missing_keys if key.startswith("backbone.bottom_up.")]
+    return model.backbone.bottom_up
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvision_backbone_gives_torchvisions_features(tool, tmp_path: Path, repo_root: Path, depth: int, capsys) -> None:
+    reference = randomise(getattr(torchvision.models, f"resnet{depth}")(num_classes=2))
+    bottom_up = converted(tool, "torchvision", reference.state_dict(), tmp_path, repo_root, capsys)
     image = torch.rand((1, 3, 64, 96), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours, theirs = model.backbone.bottom_up(image), torchvision_features(reference, image)
+        ours, theirs = bottom_up(image), torchvision_features(reference, image)
     for name, expected in zip(("res2", "res3", "res4", "res5"), theirs, strict=True):
         assert expected.std() > 1e-3
         torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-5)
@@ -106,21 +111,11 @@ def test_mobilenetv2_gives_torchvisions_features(tool, tmp_path: Path, repo_root
             flat["features"].append(block if layers is None else nn.ModuleDict({"conv": nn.Sequential(*flattened(layers))}))
         state = flat.state_dict()
         assert "features.1.conv.3.weight" in state and "features.17.conv.7.running_var" in state
-    torch.save(state, tmp_path / "mobilenet.pt")
-    output = tmp_path / "mobilenetv2.pth"
-    assert tool.main(["mobilenetv2", "--input", str(tmp_path / "mobilenet.pt"), "--output", str(output)]) == 0
-
-    printed = capsys.readouterr().out.split("need ")[1].split()
-    small = ["MODEL.SOLO.NUM_CONVS", "1", "MODEL.SOLO.CHANNELS", "32", "MODEL.FPN.OUT_CHANNELS", "16"]
-    model = build_model(recipe(repo_root, *small, *printed)).eval()
-    checkpointer = AtomicCheckpointer(model)
-    checkpointer.load(str(output))
-    assert not checkpointer._incompatible.unexpected_keys and not checkpointer._incompatible.incorrect_shapes
-    assert not [key for key in checkpointer._incompatible.missing_keys if key.startswith("backbone.bottom_up.")]
+    bottom_up = converted(tool, "mobilenetv2", state, tmp_path, repo_root, capsys)
     image = torch.rand((1, 3, 64, 96), generator=torch.Generator().manual_seed(1))
     expected = image
     with torch.no_grad():
-        ours = model.backbone.bottom_up(image)
+        ours = bottom_up(image)
         for index, block in enumerate(reference.features[:18]):
             expected = block(expected)
             if index in (3, 6, 13, 17):

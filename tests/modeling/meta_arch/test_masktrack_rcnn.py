@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from solotrack.config import ConfigError
 from solotrack.data.loader import build_train_loader
 from solotrack.modeling.meta_arch.masktrack_rcnn import MaskTrackRCNN
 from solotrack.tracking import build_tracker
@@ -76,25 +75,14 @@ def _given(size: tuple[int, int], boxes: Boxes, classes: torch.Tensor) -> Instan
     return Instances(size, pred_boxes=boxes.clone(), pred_classes=classes.clone())
 
 
-def gradients(changes: dict | None = None, only: str = "loss_track") -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def gradients(only: str, changes: dict | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Gradients by name of one loss, and that of the batch's images (frames, then references)."""
     _, model, batch = setup(changes)
-    images = []
-    preprocess = model.preprocess_image
-
-    def keep(inputs: list[dict]):
-        result = preprocess(inputs)
-        result.tensor.requires_grad_()
-        images.append(result.tensor)
-        return result
-
-    model.preprocess_image = keep
-    model(batch)[only].backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, images[0].grad
+    return tiny.gradients(model, batch, only)
 
 
 def test_where_the_association_loss_acts() -> None:
-    found, images = gradients()
+    found, images = gradients("loss_track")
     assert all(x.abs().sum() > 0 for x in images), "both frames of both pairs"
     assert any(x.abs().sum() > 0 for name, x in found.items() if name.startswith("backbone"))
     assert any(x.abs().sum() > 0 for name, x in found.items() if name.startswith("track_head"))
@@ -103,7 +91,7 @@ def test_where_the_association_loss_acts() -> None:
 
 def test_the_reference_teaches_nothing_but_association() -> None:
     for only in ("loss_rpn_cls", "loss_cls", "loss_mask"):
-        _, images = gradients({"MODEL.SMALL_RESNET.NORM": "FrozenBN"}, only)  # BatchNorm mixes a batch's images
+        _, images = gradients(only, {"MODEL.SMALL_RESNET.NORM": "FrozenBN"})  # BatchNorm mixes a batch's images
         assert images[:2].abs().sum() > 0 and not images[2:].any()
 
 
@@ -161,18 +149,3 @@ def test_memory_format_changes_no_result() -> None:
 def test_features_that_are_read() -> None:
     _, model, _ = setup()
     assert model.in_features == {"p2", "p3", "p4"}
-
-
-def test_what_does_not_go_with_it() -> None:
-    for changes, text in (
-        ({"MODEL.MASK_ON": False}, "MASK_ON is False"),
-        ({"MODEL.RPN.IN_FEATURES": ["res4"]}, r"MODEL\.RPN\.IN_FEATURES is \['res4'\]; name outputs of the FPN"),
-        ({"MODEL.SOLO_TRACK.EMB.VIEWS": 2}, "VIEWS is 2"),
-        ({"SOLVER.CLIPS_PER_BATCH": 2}, "does not learn from unlabelled clips"),
-        ({"MODEL.SOLO_TRACK.VIDEO.ENABLED": True}, "does not learn from unlabelled clips"),
-        ({"INPUT.COPY_PASTE.PROB": 0.5}, "pastes nothing"),
-        ({"DATASETS.CLASS_NAMES": ["a"]}, r"1 names; give MODEL\.ROI_HEADS\.NUM_CLASSES \(4\)"),
-    ):
-        with pytest.raises(ConfigError, match=text):
-            tiny.config(tiny.masktrack() | changes)
-    tiny.config(tiny.masktrack() | {"MODEL.SOLO_TRACK.EMB.ENABLED": False})

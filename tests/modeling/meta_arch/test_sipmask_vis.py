@@ -16,6 +16,7 @@ from solotrack.config import ConfigError
 from solotrack.data.loader import build_train_loader
 from solotrack.engine.comparison import TRACKERS, compare_trackers
 from solotrack.modeling.meta_arch.sipmask_vis import SipMaskVIS
+from solotrack.modeling.sipmask.masks import assemble_masks, box_mask_loss
 from solotrack.ops.masks import box_iou
 from tests import tiny
 
@@ -59,18 +60,7 @@ def test_training_and_tracking(tmp_path) -> None:
 def gradients(only: str, changes: dict | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Gradients by name of one loss, and that of the batch's images (frames, then references)."""
     _, model, batch = setup(changes)
-    images = []
-    preprocess = model.preprocess_image
-
-    def keep(inputs: list[dict]):
-        result = preprocess(inputs)
-        result.tensor.requires_grad_()
-        images.append(result.tensor)
-        return result
-
-    model.preprocess_image = keep
-    model(batch)[only].backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, images[0].grad
+    return tiny.gradients(model, batch, only)
 
 
 def test_where_the_association_loss_acts() -> None:
@@ -142,6 +132,23 @@ def test_frames_without_objects(where: str) -> None:
     assert all(p.grad is not None for p in model.head.parameters()), "DistributedDataParallel waits for them"
 
 
+def test_a_location_learns_the_mask_of_its_object() -> None:
+    """One positive location after the other, each with its own coefficients and the object that it is to find."""
+    _, model, batch = setup({"SOLVER.IMS_PER_BATCH": 4})
+    torch.nn.init.normal_(model.head.coefficient_out.weight, std=0.3)
+    loss = model(batch)["loss_mask"].item()
+    images = model.preprocess_image([*batch, *(pair["reference"] for pair in batch)])  # BatchNorm mixes them
+    features = [model.backbone(images.tensor)[name][:4] for name in ("p2", "p3", "p4")]
+    predictions, truth = model.head(features), [pair["instances"] for pair in batch]
+    objects = [x.gt_boxes for x in truth], [x.gt_masks for x in truth]
+    index = model.match(model.anchor_generator(features), truth)
+    terms = [
+        box_mask_loss(predictions.basis, predictions.coefficients[n, r][None], index[n, r][None], *objects, stride=4, resolution=8).item()
+        for n, r in (index >= 0).nonzero().tolist()
+    ]
+    assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-4) and max(terms) > 1.2 * min(terms)
+
+
 def test_detection_losses_are_detectron2s() -> None:
     """But for the divisor, the number of positive locations + 1 instead of a moving average."""
     _, model, batch = setup()
@@ -166,34 +173,37 @@ def detections(changes: dict | None = None) -> tuple[SipMaskVIS, list[dict]]:
     return model.eval(), [{"image": x["image"][:, :50], "height": 100, "width": 90} for x in batch]
 
 
+@pytest.mark.parametrize("candidates", [1000, 12])
 @torch.no_grad()
-def test_detections_by_hand() -> None:
-    """One location at a time: score, box, embedding; then what fast NMS leaves of them."""
-    model, inputs = detections()
+def test_detections_by_hand(candidates: int) -> None:
+    """One location at a time: score, box, embedding; then what fast NMS leaves of the best of them, and their masks."""
+    model, inputs = detections({"MODEL.SIPMASK.NMS_PRE": candidates})
     out = [x["instances"] for x in model(inputs)]
     tensor = model.preprocess_image(inputs).tensor
     features = [model.backbone(tensor)[name] for name in ("p2", "p3", "p4")]
     raw, maps = model.head(features), model.head.track_map(features)
     centers = [((j + 0.5) * s, (i + 0.5) * s, s) for s in (4, 8, 16) for i in range(64 // s) for j in range(64 // s)]
     for n, found in enumerate(out):
-        assert found.image_size == (100, 90) and len(found) == 10 and found.pred_masks.shape == (10, 100, 90)
-        assert found.pred_masks.dtype == torch.bool and found.embeddings.shape == (10, 32)
+        count = len(found)
+        assert count == 10 if candidates == 1000 else 2 <= count < 10
+        assert found.image_size == (100, 90) and found.pred_masks.shape == (count, 100, 90)
+        assert found.pred_masks.dtype == torch.bool and found.embeddings.shape == (count, 32)
         pairs = []
-        for (x, y, stride), logits, deltas, centerness in zip(centers, raw.logits[n], raw.deltas[n], raw.centerness[n], strict=True):
+        outputs = zip(centers, raw.logits[n], raw.deltas[n], raw.centerness[n], strict=True)
+        for location, ((x, y, stride), logits, deltas, centerness) in enumerate(outputs):
             left, top, right, bottom = (deltas.clamp(min=0) * stride).tolist()
             box = [max(x - left, 0), max(y - top, 0), min(x + right, 64), min(y + bottom, 50)]
-            for c in range(4):
-                if box[2] > box[0] and box[3] > box[1]:
-                    pairs.append((float(logits[c].sigmoid() * centerness.sigmoid()), c, box))
+            pairs += [(float(logits[c].sigmoid() * centerness.sigmoid()), c, box, location) for c in range(4)]
         pairs.sort(key=lambda pair: -pair[0])
+        pairs = [pair for pair in pairs[:candidates] if pair[2][2] > pair[2][0] and pair[2][3] > pair[2][1]]
         kept = []
-        for score, c, box in pairs:
-            better = [other for s, k, other in pairs[: model.test_topk_candidates] if s > score and k == c]
+        for score, c, box, location in pairs:
+            better = [other for s, k, other, _ in pairs if s > score and k == c]
             if not better or box_iou(torch.tensor(better), torch.tensor([box])).max() <= 0.5:
-                kept.append((score, c, box))
+                kept.append((score, c, box, location))
             if len(kept) == 10:
                 break
-        scores, classes, boxes = zip(*kept, strict=True)
+        scores, classes, boxes, locations = zip(*kept, strict=True)
         torch.testing.assert_close(found.scores, torch.tensor(scores))
         assert found.pred_classes.tolist() == list(classes)
         boxes = torch.tensor(boxes)
@@ -205,6 +215,9 @@ def test_detections_by_hand() -> None:
         for mask, (x1, y1, x2, y2) in zip(outside, found.pred_boxes.tensor.tolist(), strict=True):
             mask[max(int(y1) - 1, 0) : int(y2) + 2, max(int(x1) - 1, 0) : int(x2) + 2] = False
         assert found.pred_masks.any() and not outside.any()
+        soft = assemble_masks(raw.basis[n], raw.coefficients[n, list(locations)], boxes, 4)[None, :, :50]  # the image's part of 64 x 64
+        masks = torch.nn.functional.interpolate(soft, size=(100, 90), mode="bilinear", align_corners=False)[0] > 0.5
+        assert (found.pred_masks != masks).float().mean() < 1e-3, "but for pixels at the threshold"
 
 
 @torch.no_grad()
@@ -230,6 +243,14 @@ def test_memory_format_changes_no_result() -> None:
             results.append(model(inputs)[0]["instances"])
     torch.testing.assert_close(results[0].scores, results[1].scores, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(results[0].embeddings, results[1].embeddings, rtol=1e-3, atol=1e-4)
+
+
+def test_trackers_get_float32_in_mixed_precision() -> None:
+    model, inputs = detections()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(inputs)[0]["instances"]
+    assert {found.embeddings.dtype, found.scores.dtype, found.pred_boxes.tensor.dtype} == {torch.float32}
+    assert len(found) == 10 and found.pred_masks.any()
 
 
 def test_features_that_are_read() -> None:

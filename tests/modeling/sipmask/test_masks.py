@@ -31,11 +31,17 @@ def logit(basis: torch.Tensor, coefficients: torch.Tensor, box: list[float], x: 
 
 def test_assembled_masks_equal_a_loop_over_pixels() -> None:
     torch.manual_seed(0)
-    stride, basis, coefficients = 4, torch.randn(3, 4, 5), torch.randn(4, 4, 3)
-    boxes = [[2.0, 1.0, 13.0, 15.0], [0.0, 0.0, 20.0, 16.0], [5.3, 4.7, 18.6, 9.2], [7.6, 3.6, 8.4, 4.4]]
+    stride, basis, coefficients = 4, torch.randn(3, 4, 5), torch.randn(5, 4, 3)
+    boxes = [
+        [2.0, 1.0, 13.0, 15.0],
+        [0.0, 0.0, 20.0, 16.0],
+        [5.3, 4.7, 18.6, 9.2],
+        [7.6, 3.6, 8.4, 4.4],
+        [3.5, 2.5, 9.5, 6.5],
+    ]  # the last has sides at pixel centres
     masks = assemble_masks(basis, coefficients, torch.tensor(boxes), stride)
-    assert masks.shape == (4, 16, 20)
-    expected = torch.zeros(4, 16, 20)
+    assert masks.shape == (5, 16, 20)
+    expected = torch.zeros(5, 16, 20)
     for mask, box, own in zip(expected, boxes, coefficients, strict=True):
         x1, y1, x2, y2 = box
         for i in range(16):
