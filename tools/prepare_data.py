@@ -48,13 +48,17 @@ example: python tools/prepare_data.py mosaic --annotations people/train.json --i
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__)
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_synthetic(commands)
     _add_split(commands)
     _add_mosaics(commands)
-    return run_tool(lambda args: args.run(args), parser, argv)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_tool(lambda args: args.run(args), parser(), argv)
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:

@@ -37,7 +37,7 @@ from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, logs_folder, table_plan
 from solotrack.reproduce.plots import plot_ap, plot_losses
 from solotrack.reproduce.report import as_html, as_markdown
-from solotrack.reproduce.results import changed_settings, fillable, table_results
+from solotrack.reproduce.results import changed_commands, changed_settings, fillable, note_command, table_results
 from solotrack.reproduce.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +72,8 @@ def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int
 
             def report(stage: Stage, outcome: str) -> None:
                 outcomes[stage.name] = outcome
+                if outcome == "done":
+                    note_command(run, stage)
                 bar.write(f"{stage.name}: {outcome}")
                 bar.update()
 
@@ -84,7 +86,7 @@ def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int
 def write(table: Table, run: Run, stages: list[Stage], gpus: int, outcomes: Mapping[str, str]) -> str:
     """Write what is there as markdown, HTML and pictures; returns the markdown."""
     results = table_results(table, run, stages, gpus, outcomes)
-    warnings = changed_settings(table, run)
+    warnings = changed_settings(table, run) + changed_commands(run, stages)
     warnings += [
         f"{stage.name} is older than {need.name}, which it was made from; remove {stage.outputs[0]} to make it again."
         for stage, need in outdated(stages)

@@ -192,3 +192,14 @@ class Table:
         for row in self.rows:
             blocks.setdefault(row.block, []).append(row)
         return blocks
+
+    @property
+    def trainings(self) -> list[str]:
+        """Names of the recipes that it stands on, each after the one that it starts from."""
+        names: dict[str, None] = {}
+        for row in self.rows:
+            chain = [row.recipe]
+            while start := self.setting.recipes[chain[0]].start:
+                chain.insert(0, start)
+            names |= dict.fromkeys(chain)
+        return list(names)

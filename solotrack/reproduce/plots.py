@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -18,6 +19,7 @@ from .results import RowResult, read_metrics
 __all__ = ["plot_ap", "plot_losses"]
 
 _OURS, _PAPER = "#1f77b4", "#d62728"
+_TERMS = tuple(matplotlib.colormaps["tab20"](index) for index in (*range(0, 20, 2), *range(1, 20, 2)))  # strong ones first
 
 
 def plot_ap(table: Table, results: Mapping[str, Sequence[RowResult]]) -> bytes:
@@ -58,7 +60,7 @@ def plot_losses(table: Table, run: Run) -> bytes | None:
     The scale is logarithmic, so terms that are negative (an entropy that is maximised) are drawn without their sign.
     """
     curves = {}
-    for name in _trainings(table):
+    for name in table.trainings:
         found = [read_metrics(os.path.join(cell_folder(run, name, seed), "metrics.json")) for seed in run.seeds]
         if any(found):
             curves[name] = [metrics for metrics in found if metrics]
@@ -69,7 +71,7 @@ def plot_losses(table: Table, run: Run) -> bytes | None:
     figure = Figure(figsize=(4.2 * columns, 0.6 + 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     terms = sorted({term for seeds in curves.values() for metrics in seeds for term in metrics})
-    colors = {term: f"C{number % 10}" for number, term in enumerate(terms)}
+    colors = {term: _TERMS[number % len(_TERMS)] for number, term in enumerate(terms)}
     for axis, (name, seeds) in zip(axes, curves.items(), strict=False):
         for metrics in seeds:
             for term, (iterations, values) in metrics.items():
@@ -85,15 +87,6 @@ def plot_losses(table: Table, run: Run) -> bytes | None:
     handles = [axes[0].plot([], [], color=color)[0] for color in colors.values()]
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     return _png(figure)
-
-
-def _trainings(table: Table) -> list[str]:
-    """Recipes of the table, each after the one that it starts from."""
-    names: dict[str, None] = {}
-    for row in table.rows:
-        start = table.setting.recipes[row.recipe].start
-        names |= dict.fromkeys([*([start] if start else []), row.recipe])
-    return list(names)
 
 
 def _png(figure: Figure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,11 @@ from detectron2.config import CfgNode
 from ..config import load_config
 from ..config.checks import flatten
 from ..engine.plan import PlanError, Stage, log_file, obstacles, unfinished
+from ..files import atomic_write
 from .definition import Cell, Row, Table
 from .planning import Run, cell_folder, logs_folder, measurements, train_overrides
 
-__all__ = ["RowResult", "changed_settings", "fillable", "read_metrics", "table_results"]
+__all__ = ["RowResult", "changed_commands", "changed_settings", "fillable", "note_command", "read_metrics", "table_results"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ _OWN = ("OUTPUT_DIR", "SEED", "MODEL.WEIGHTS", "DATASETS.CLASS_NAMES", "DATASETS
 def changed_settings(table: Table, run: Run) -> list[str]:
     """Sentences about trainings that are done and were done with other settings than they would be now."""
     changes = []
-    for name in dict.fromkeys(row.recipe for row in table.rows):
+    for name in table.trainings:
         recipe = table.setting.recipes[name]
         for seed in run.seeds:
             folder = cell_folder(run, name, seed)
@@ -142,6 +144,38 @@ def changed_settings(table: Table, run: Run) -> list[str]:
                 more = f" and {len(different) - 3} more" if len(different) > 3 else ""
                 changes.append(f"{folder} was trained with other settings: {', '.join(different[:3])}{more}; remove it to train it again.")
     return changes
+
+
+def note_command(run: Run, stage: Stage) -> None:
+    """Keep the words of a command that has done its work, for ``changed_commands``."""
+    with atomic_write(_words_file(run, stage)) as file:
+        json.dump(_words(run, stage), file)
+
+
+def changed_commands(run: Run, stages: Sequence[Stage]) -> list[str]:
+    """Sentences about finished data and measurements that another command made than would now, such as other amounts of data.
+
+    Trainings are not among them: ``changed_settings`` knows better what counts.
+    """
+    changes = []
+    for stage in stages:
+        path = _words_file(run, stage)
+        if stage.name.endswith("/train") or not stage.done or not os.path.exists(path):
+            continue
+        lines = [line for line in difflib.ndiff(_read_json(path), _words(run, stage)) if line[0] in "+-"]
+        if lines:
+            made = os.path.dirname(stage.outputs[0]) if stage.name.startswith("data/") else stage.outputs[0]
+            changes.append(f"{stage.name} was made by another command ({', '.join(lines)}); remove {made} to make it again.")
+    return changes
+
+
+def _words(run: Run, stage: Stage) -> list[str]:
+    """A command without this machine's Python and folder, so that a table may be moved."""
+    return [word.replace(run.folder, "{folder}") for word in stage.command[1:]]
+
+
+def _words_file(run: Run, stage: Stage) -> str:
+    return os.path.splitext(log_file(logs_folder(run), stage))[0] + ".json"
 
 
 def _plain(value: object) -> object:

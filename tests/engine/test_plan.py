@@ -176,6 +176,9 @@ def test_outdated(tmp_path: Path) -> None:
         (tmp_path / f"{name}.out").touch()
         os.utime(tmp_path / f"{name}.out", (second, second))
     assert outdated(stages) == [], "what is not made yet is not old"
+    os.utime(tmp_path / "b.out", (100, 100))
+    assert outdated(stages) == [], "nor what was written within a clock tick"
+    os.utime(tmp_path / "b.out", (200, 200))
     (tmp_path / "c.out").touch()
     os.utime(tmp_path / "a.out", (300, 300))
     assert outdated(stages) == [(stages[1], stages[0])]

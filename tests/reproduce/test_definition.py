@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from solotrack.reproduce.definition import Cell, DataSet, Recipe, Row, Setting, Table
 
@@ -20,4 +21,11 @@ def test_blocks_keep_the_order_of_the_rows() -> None:
     table = Table("t", "T", setting, rows, ())
     assert {block: [row.label for row in rows] for block, rows in table.blocks.items()} == {"one": ["a", "c"], "two": ["b"]}
     assert list(table.blocks) == ["one", "two"]
-    assert setting.seeded
+    assert setting.seeded and not replace(setting, data={"d": DataSet("d", ("f",))}).seeded
+
+
+def test_trainings_come_after_those_they_start_from() -> None:
+    recipes = {name: Recipe(f"{name}.yaml", start) for name, start in (("c", "b"), ("b", "a"), ("a", ""), ("x", ""), ("unused", ""))}
+    setting = Setting("made", {}, recipes, {}, "v", "i", ())
+    table = Table("t", "T", setting, (Row("x", "x"), Row("c", "c"), Row("b", "b"), Row("x again", "x")), ())
+    assert table.trainings == ["x", "a", "b", "c"]

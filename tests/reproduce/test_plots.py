@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -36,6 +37,34 @@ def test_ap(run: Run) -> None:
     full = plot_ap(table, table_results(table, run, stages, 0))
     assert len(pixels(full, BLUE)) > 3 * len(pixels(empty, BLUE)) > 0, "dots of four lines, and one in the legend of either"
     assert len(pixels(full, RED)) == pytest.approx(len(pixels(empty, RED)), rel=0.3), "the paper's are there either way"
+
+
+@pytest.fixture
+def as_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures stay figures, in which positions can be read."""
+    monkeypatch.setattr("solotrack.reproduce.plots._png", lambda figure: figure)
+
+
+def test_positions(run: Run, as_figure: None) -> None:
+    table = made_up.table()
+    made_up.write_cells(table, run)
+    axis = plot_ap(table, table_results(table, run, table_plan(table, run), 0)).axes[0]
+    paper = {line.get_ydata()[0]: line.get_xdata()[0] for line in axis.lines if line.get_marker() == "D" and len(line.get_xdata())}
+    assert paper == {0: 23.9, 2: 28.4, 3: 29.7}
+    means = {float(bar[0].get_ydata()[0]): float(bar[0].get_xdata()[0]) for bar in axis.containers}
+    assert means == {0: 2.0, 1: 3.0, 2: 12.0, 3: 13.0}
+    errors = [np.ptp(bar[2][0].get_segments()[0][:, 0]) / 2 for bar in axis.containers]
+    assert errors == pytest.approx([0, 0, 2, 0]), "of the mean of 10 and 14"
+    seeds = [list(line.get_xdata()) for line in axis.lines if line.get_alpha() == 0.35]
+    assert seeds == [[2.0], [3.0], [10.0, 14.0], [13.0]]
+
+
+def test_every_term_has_a_colour_of_its_own(run: Run, as_figure: None) -> None:
+    """Table 3's three systems have more terms than Matplotlib's usual ten colours."""
+    table = made_up.table()
+    folder = made_up.write_cell(table, run, "ic", 0, {})
+    (folder / "metrics.json").write_text(json.dumps({"iteration": 0, **{f"loss_{number}": 1.0 for number in range(15)}}))
+    assert len({line.get_color() for line in plot_losses(table, run).legends[0].get_lines()}) == 15
 
 
 def test_losses(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import pytest
 
 from solotrack.engine.plan import PlanError
 from solotrack.reproduce.planning import Run, table_plan
-from solotrack.reproduce.results import RowResult, changed_settings, fillable, read_metrics, table_results
+from solotrack.reproduce.results import (
+    RowResult,
+    changed_commands,
+    changed_settings,
+    fillable,
+    note_command,
+    read_metrics,
+    table_results,
+)
 from solotrack.reproduce.tables import TABLES
 from tests.reproduce import made_up
 
@@ -46,6 +55,16 @@ def test_cells(run: Run) -> None:
     assert lines["IC"].why == "" and lines["IC + ME"].why == "not run yet"
 
 
+def test_adapted_lines_have_numbers_of_their_own(run: Run) -> None:
+    table = TABLES["synthetic", "table3"]
+    folder = made_up.write_cell(table, run, "ic_me_video", 0, {"SOLO-Track": 5.0})
+    (folder / "adapted").mkdir()
+    (folder / "adapted/comparison.json").write_text('{"SOLO-Track": {"AP": 8.0}}')
+    lines = {r.row.label: r for r in table_results(table, run, table_plan(table, run), 0)["No post-processing"]}
+    aps = [lines[f"SOLO-Track + video{more}"].cells[0].score("SOLO-Track", "AP") for more in ("", " + adaptation")]
+    assert aps == [5.0, 8.0]
+
+
 def test_a_failure_is_named_with_its_log(run: Run) -> None:
     lines = results(run, {"ic_me/seed1/train": "failed", "ic_me/seed1/compare": "not run"})
     assert lines["IC + ME"].why == f"failed: ic_me/seed1/train, see {run.folder}/logs/ic_me_seed1_train.log"
@@ -75,6 +94,8 @@ def test_fillable_with_data_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyP
     stages = table_plan(table, run)
     assert fillable(table, run, stages, 7) == []
     assert fillable(table, run, stages, 8) == [f"ic_me_video{frames}/seed0/compare" for frames in ("", "_3_frames", "_4_frames")]
+    reasons = [{r.why for r in table_results(table, run, stages, gpus)[BLOCK]} for gpus in (7, 8)]
+    assert reasons[1] == {"not run yet"} and all(why.startswith("not run: needs 8 GPUs, ") for why in reasons[0])
     (tmp_path / "ytvis_2019/train.json").unlink()
     assert fillable(table, run, stages, 8) == [], "nothing trains for days that cannot be scored"
 
@@ -101,6 +122,39 @@ def test_trainings_with_other_settings_are_named(run: Run) -> None:
     sentences = changed_settings(table, other)
     assert len(sentences) == 3 and any(s.startswith(f"{run.folder}/ic_me/seed0 was trained with other settings: ") for s in sentences)
     assert all("SOLVER.MAX_ITER was " in s and "is 7" in s and "SCORE_THRESH" in s and "OUTPUT_DIR" not in s for s in sentences)
+
+
+def test_a_start_with_other_settings_is_named(run: Run) -> None:
+    """Also where no line of the table shows it: Table 2 has the video stages alone, which stand on IC + ME."""
+    other = replace(run, seeds=(0,), overrides=("SOLVER.MAX_ITER", "7"))
+    assert [s.partition(" was ")[0] for s in changed_settings(TABLES["synthetic", "table2"], other)] == [f"{run.folder}/ic_me/seed0"]
+
+
+def test_data_and_measurements_of_other_commands_are_named(run: Run) -> None:
+    """A smoke run's few images are not taken for the real ones."""
+    table, small = made_up.table(), replace(run, data_options=("--images", "40"), overrides=("TEST.FRAMES_PER_BATCH", "2"))
+    data = Path(run.made, "synthetic", "stats.json")
+    data.parent.mkdir(parents=True)
+    data.touch()
+    stages = table_plan(table, small)
+    assert changed_commands(small, stages) == [], "of what was made before commands were noted, nothing is known"
+    for stage in stages:
+        note_command(small, stage)
+    assert changed_commands(small, stages) == []
+    sentences = changed_commands(run, table_plan(table, run))
+    assert f"data/synthetic was made by another command (- --images, - 40); remove {data.parent} to make it again." in sentences
+    made = ("ic/seed0/compare", "ic/seed0/shift", "ic/seed1/compare", "ic/seed1/shift", "ic_me/seed0/compare", "ic_me/seed0/shift")
+    assert sorted(s.partition(" was ")[0] for s in sentences) == ["data/synthetic", *made], "not what is still to be made"
+    assert f"(- TEST.FRAMES_PER_BATCH, - 2); remove {run.folder}/ic/seed0/shift.json to make it again." in " ".join(sentences)
+
+
+def test_a_table_may_be_moved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
+    table, stages = made_up.table(), table_plan(made_up.table(), run)
+    for stage in stages:
+        note_command(run, stage)
+    elsewhere = replace(run, folder=str(tmp_path_factory.mktemp("other") / "tables"))
+    shutil.copytree(run.folder, elsewhere.folder)
+    assert changed_commands(elsewhere, table_plan(table, elsewhere)) == [] == changed_settings(table, elsewhere)
 
 
 def test_metrics(run: Run, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from solotrack.engine.comparison import TRACKERS
-from solotrack.reproduce.definition import Table
+from solotrack.reproduce.definition import Cell, Table
 from solotrack.reproduce.settings import FULL, SYNTHETIC
 from solotrack.reproduce.tables import TABLES
 
@@ -52,6 +53,32 @@ def test_numbers_are_the_paper_s(shared_dir: Path) -> None:
     assert len(printed) == 15
     ours = {row.paper for (data, _), table in TABLES.items() if data == "coco-ytvis" for row in table.rows if row.paper}
     assert ours == printed
+
+
+def test_columns_of_the_ablation() -> None:
+    table = TABLES["synthetic", "ablation"]
+    aps = {name: float(number) for number, name in enumerate(("distance", "distance, no gate", "IoU", "SOLO-Track + cues"), start=1)}
+    scores = {name: {"AP": ap} for name, ap in aps.items()} | {"SOLO-Track": {"AP": 9.0, "AP50": 50.0, "AR10": 30.0}}
+    shift = {"videos": {"new_object_auc": 0.1, "match": 0.2}, "shift": {"match": 0.3, "distance": 0.4}}
+
+    def line(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+        return {column.header: column.value(table.rows[0], Cell(scores, shift)) for column in table.columns}
+
+    assert line(scores) == {
+        **{"AP distance": 1.0, "AP distance, no gate": 2.0, "AP IoU": 3.0, "AP embedding": 9.0, "AP + cues": 4.0},
+        **{"gain over distance": 7.0, "AP50": 50.0, "AR10": 30.0},
+        **{"new-object AUC": 0.1, "match, videos": 0.2, "match, shift test": 0.3, "nearest centre, shift test": 0.4},
+    }
+    for missing in ("distance", "distance, no gate"):
+        rest = {name: values for name, values in scores.items() if name != missing}
+        assert math.isnan(line(rest)["gain over distance"]), "the better of two is not known from one"
+
+
+def test_association_is_the_embedding_s() -> None:
+    table = TABLES["coco-ytvis", "table1"]
+    cell = Cell({}, {"videos": {"match": 0.2}})
+    values = {row.label: next(c for c in table.columns if c.header == "match, videos").value(row, cell) for row in table.rows}
+    assert values["IC"] == 0.2 and math.isnan(values["distance + category"]) and math.isnan(values["distance + category, no gate"])
 
 
 def test_a_config_is_named_once() -> None:

@@ -79,6 +79,7 @@ def test_from_data_to_a_table(tool: ModuleType, made: Run, at_root: None, capsys
         assert cv2.imread(str(folder / name)) is not None and name in (folder / "table2.html").read_text()
     assert "4 done, 0 to run" in tool.describe(table, made, stages, 0)
     assert "is older than" not in text
+    assert "another command" not in text and (folder / "logs/ic_me_video_seed0_compare.json").exists()
     before = (folder / "ic_me_video/seed0/comparison.json").stat().st_mtime_ns
     tool.fill(table, made, stages, [], jobs=2)
     assert (folder / "ic_me_video/seed0/comparison.json").stat().st_mtime_ns == before
