@@ -81,6 +81,13 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
         help="how unlike the images the videos look: 0 = alike, up to 2 (default: %(default)s)",
     )
     parser.add_argument(
+        "--light",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="how uneven the light in the videos is, in stops, up to 2 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: %(default)s, the number of cores)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace synthetic data made with other parameters")

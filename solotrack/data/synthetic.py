@@ -37,7 +37,7 @@ from ..ops.rle import rle_areas, rle_to_json
 from .annotation_file import DatasetError
 from .synthetic_motion import camera_path, draw_cast, draw_places, draw_trajectories
 from .synthetic_objects import CATEGORIES
-from .synthetic_scene import apply_look, draw_background, draw_look, render_scene
+from .synthetic_scene import apply_look, draw_background, draw_light, draw_look, render_scene
 from .synthetic_stats import video_difficulty
 
 __all__ = ["SyntheticParameters", "write_synthetic"]
@@ -64,9 +64,10 @@ class SyntheticParameters:
     aspect: float
     speed: float
     shift: float
+    light: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"frames": (2, np.inf), "size": (48, 1024), "aspect": (0.5, 2), "speed": (0.05, 3), "shift": (0, 2)}
+        limits = {"frames": (2, np.inf), "size": (48, 1024), "aspect": (0.5, 2), "speed": (0.05, 3), "shift": (0, 2), "light": (0, 2)}
         for name, value in asdict(self).items():
             low, high = limits.get(name, (0, np.inf))
             if not low <= value <= high:
@@ -105,6 +106,7 @@ def write_synthetic(
     aspect: float = 1.0,
     speed: float = 0.8,
     shift: float = 0.6,
+    light: float = 0.0,
     workers: int = 1,
     progress: bool = False,
     overwrite: bool = False,
@@ -125,6 +127,8 @@ def write_synthetic(
         speed: factor on the motion, at most 3; at 1, linking objects to the nearest centre is right a little more often than not.
         shift: how far the videos' look (exposure, white balance, blur, noise, background, JPEG quality) is from that of the images;
             0 = not at all, at most 2.
+        light: how uneven the light in the videos is, in stops (standard deviation over the scene), at most 2. It is coloured and stays
+            where it is, so an object changes its look as it moves, as it never does in the images.
         workers: processes; the bytes do not depend on it. With more than one, a script needs its ``if __name__ == "__main__"``.
         progress: show a progress bar.
         overwrite: replace synthetic data that were made with other parameters.
@@ -136,7 +140,7 @@ def write_synthetic(
         DatasetError: a parameter is out of range.
         FileExistsError: ``output`` holds something else.
     """
-    parameters = SyntheticParameters(seed, images, val_images, videos, unlabelled_videos, frames, size, aspect, speed, shift)
+    parameters = SyntheticParameters(seed, images, val_images, videos, unlabelled_videos, frames, size, aspect, speed, shift, light)
     if workers < 1:
         raise DatasetError(f"synthetic data: workers must be 1 or more; got {workers}")
     output = Path(output).resolve()
@@ -164,7 +168,7 @@ def _is_finished(output: Path, stamp: dict[str, Any], overwrite: bool) -> bool:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
-        found = json.loads((output / STAMP).read_text())
+        found = {"light": 0.0} | json.loads((output / STAMP).read_text())  # data older than the parameter are without it
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         raise FileExistsError(
             f"{output} exists and holds no synthetic data (no {STAMP} in it): name another folder or remove this one"
@@ -255,6 +259,7 @@ def _write_video(rng: np.random.Generator, folder: Path, index: int, parameters:
     background = draw_background(rng, height + 2 * reach, width + 2 * reach, weave=min(1.0, shift))
     offsets = camera_path(rng, frames, reach)
     look = draw_look(rng, frames, parameters.size / 128, shift)
+    light = draw_light(rng.spawn(1)[0], height, width, parameters.light)
 
     video = f"{index + 1:04d}"
     (folder / video).mkdir()
@@ -269,7 +274,7 @@ def _write_video(rng: np.random.Generator, folder: Path, index: int, parameters:
         top, left = offsets[t]
         scene = background[top : top + height, left : left + width]
         image, masks, whole = render_scene(scene, [objects[i] for i in there], poses[t, there])
-        _write_jpeg(folder / name, apply_look(image, look, t, rng), look.jpeg_quality)
+        _write_jpeg(folder / name, apply_look(image * light, look, t, rng), look.jpeg_quality)
         areas, whole_areas = masks.sum(axis=(1, 2)), whole.sum(axis=(1, 2))
         seen = areas >= _MIN_AREA
         shares = areas[seen] / whole_areas[seen]

@@ -10,7 +10,9 @@ import numpy as np
 
 from .synthetic_objects import SUPERSAMPLE, SceneObject
 
-__all__ = ["CameraLook", "apply_look", "draw_background", "draw_look", "render_scene"]
+__all__ = ["CameraLook", "apply_look", "draw_background", "draw_light", "draw_look", "render_scene"]
+
+_LIGHTS = 4  # a side: nodes of the grid of light and shadow
 
 
 def render_scene(background: np.ndarray, objects: Sequence[SceneObject], poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,6 +147,19 @@ def _draw_fibres(rng: np.random.Generator, height: int, width: int, base: np.nda
     return (base + fibres[..., None]) * light[..., None]
 
 
+def draw_light(rng: np.random.Generator, height: int, width: int, strength: float) -> np.ndarray:
+    """(height, width, 3) float32 factors on each colour channel: the coloured light of a scene, bright in places and dim in others.
+
+    Args:
+        rng: source of all randomness.
+        height, width: pixels.
+        strength: standard deviation of the brightness over the scene in stops; 0 = even white light.
+    """
+    color = _noise(rng, height, width, _LIGHTS, _LIGHTS, 3)
+    stops = _noise(rng, height, width, _LIGHTS, _LIGHTS, 1)[..., None] + 0.7 * (color - color.mean(axis=2, keepdims=True))
+    return 2.0 ** (strength * (stops - 0.3))  # rather dim than overexposed
+
+
 @dataclass(frozen=True)
 class CameraLook:
     """How a camera changes a video of T frames.
@@ -177,7 +192,7 @@ def draw_look(rng: np.random.Generator, frames: int, pixel_unit: float, strength
 
 
 def apply_look(image: np.ndarray, look: CameraLook, frame: int, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 RGB as the camera sees it in frame ``frame``; ``rng`` makes the sensor's noise."""
+    """(H, W, 3) uint8 RGB as the camera sees (H, W, 3) RGB of 0 to 255 in frame ``frame``; ``rng`` makes the sensor's noise."""
     light = np.clip(image.astype(np.float32) / 255 * look.gains[frame].astype(np.float32), 0, 1) ** look.gamma
     light = cv2.filter2D(light, -1, look.blur, borderType=cv2.BORDER_REFLECT) * 255
     if look.noise > 0:

@@ -18,7 +18,7 @@ from solotrack.data import synthetic
 from solotrack.data.synthetic import write_synthetic
 from solotrack.data.synthetic_motion import draw_cast
 from solotrack.data.synthetic_objects import CATEGORIES, TEXTURES, Appearance, SceneObject, draw_object, draw_outline
-from solotrack.data.synthetic_scene import apply_look, draw_background, draw_look, render_scene
+from solotrack.data.synthetic_scene import apply_look, draw_background, draw_light, draw_look, render_scene
 from solotrack.data.synthetic_stats import video_difficulty
 
 SMALL = {"images": 5, "val_images": 2, "videos": 2, "unlabelled_videos": 1, "frames": 5, "size": 64}
@@ -185,6 +185,38 @@ def test_shift_changes_the_look_and_nothing_else(tmp_path: Path) -> None:
     assert none["train/000001.jpg"] == full["train/000001.jpg"]
     assert none["videos/test/0001/00000.jpg"] != full["videos/test/0001/00000.jpg"]
     assert none["test.json"] == full["test.json"]
+
+
+def test_light_changes_the_look_of_videos_and_nothing_else(tmp_path: Path) -> None:
+    parameters = {"images": 1, "val_images": 0, "videos": 1, "unlabelled_videos": 1, "frames": 3, "size": 64}
+    for name, light in (("none", 0.0), ("full", 1.0)):
+        write_synthetic(tmp_path / name, 0, **parameters, light=light)
+    none, full = contents(tmp_path / "none"), contents(tmp_path / "full")
+    assert none["train/000001.jpg"] == full["train/000001.jpg"]
+    assert none["videos/test/0001/00000.jpg"] != full["videos/test/0001/00000.jpg"]
+    assert none["videos/unlabelled/0001/00000.jpg"] != full["videos/unlabelled/0001/00000.jpg"]
+    assert none["test.json"] == full["test.json"]
+
+
+def test_light_is_even_smooth_and_coloured() -> None:
+    assert (draw_light(np.random.default_rng(0), 40, 50, strength=0.0) == 1).all()
+    lights = np.stack([draw_light(np.random.default_rng(seed), 40, 50, strength=0.5) for seed in range(50)])
+    brightness = np.log2(lights).mean(axis=-1)
+    assert brightness.std() == pytest.approx(0.5, rel=0.25)
+    assert brightness.mean() < 0
+    assert np.abs(np.log2(lights) - brightness[..., None]).mean() > 0.1  # of several colours
+    assert np.abs(np.diff(brightness, axis=1)).mean() < brightness.std() / 5
+
+
+def test_data_made_before_there_was_light_are_kept(tmp_path: Path) -> None:
+    parameters = {"images": 1, "val_images": 0, "videos": 0, "unlabelled_videos": 0, "frames": 2, "size": 64}
+    write_synthetic(tmp_path / "data", 0, **parameters)
+    stamp = load(tmp_path / "data/synthetic.json")
+    del stamp["light"]
+    (tmp_path / "data/synthetic.json").write_text(json.dumps(stamp))
+    assert not write_synthetic(tmp_path / "data", 0, **parameters)
+    with pytest.raises(FileExistsError, match=r"light 0\.0 -> 0\.5"):
+        write_synthetic(tmp_path / "data", 0, **parameters, light=0.5)
 
 
 def test_look_of_strength_zero_is_the_identity() -> None:
