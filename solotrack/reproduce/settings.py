@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .definition import DataSet, Recipe, Scoring, Setting
 
-__all__ = ["EMBEDDING", "FRAMES", "FULL", "SYNTHETIC", "synthetic_setting", "video_recipe"]
+__all__ = ["EMBEDDING", "FRAMES", "FULL", "QUICKSTART", "SYNTHETIC", "video_recipe"]
 
 FRAMES = (2, 3, 4)  # in the cycle, P4.3
 EMBEDDING = ("SOLO-Track", "SOLO-Track + cues")  # rows of compare_trackers that read the embedding
@@ -96,23 +98,31 @@ _HALVES = (  # of the labelled videos: to learn from, and held out
     " ['ytvis_held_out', '{made}/ytvis_split/held_out.json', '{datasets}']]",
 )
 _NO_IMAGES = ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0")
+_VIDEOS = ("--light", "0.35")  # stills do not show how an object looks in other light: what is left to learn from video
+_STILLS = DataSet("synthetic data", ("{made}/synthetic/stats.json",), ("synthetic",), seed=0)
 _SYNTHETIC_DATA = {
-    "synthetic": DataSet("synthetic data", ("{made}/synthetic/stats.json",), ("synthetic",), seed=0),
+    "synthetic": replace(_STILLS, amounts=(*_VIDEOS, "--unlabelled-videos", "120")),
     "synthetic_labelled": DataSet(
         "labelled synthetic videos",
         ("{made}/synthetic_labelled/stats.json",),
         ("synthetic", *_NO_IMAGES),
         seed=100,
-        amounts=("--videos", "200", "--frames", "10"),  # as many frames as SOLO-Track has images; fewer videos are learned by heart
+        amounts=(
+            *_VIDEOS,
+            "--videos",
+            "200",
+            "--frames",
+            "10",
+        ),  # as many frames as SOLO-Track has images; fewer videos are learned by heart
     ),
 }
 
 
-def synthetic_setting(recipes: dict[str, Recipe]) -> Setting:
-    """The synthetic data, with trainings on them."""
+def _synthetic_setting(data: dict[str, DataSet], recipes: dict[str, Recipe]) -> Setting:
+    """Synthetic data, with trainings on them."""
     return Setting(
         "synthetic data",
-        _SYNTHETIC_DATA,
+        data,
         recipes,
         {"": Scoring(hours=0.05), "adapted": Scoring(_ADAPTED, EMBEDDING, hours=0.1)},
         videos="synthetic_test",
@@ -121,7 +131,14 @@ def synthetic_setting(recipes: dict[str, Recipe]) -> Setting:
     )
 
 
-SYNTHETIC = synthetic_setting(_synthetic_recipes())
+SYNTHETIC = _synthetic_setting(_SYNTHETIC_DATA, _synthetic_recipes())
+QUICKSTART = _synthetic_setting(
+    {"synthetic": _STILLS},
+    {
+        name: Recipe(f"projects/quickstart/configs/ablation/{name}.yaml", data=("synthetic",), hours=0.2)
+        for name in ("ic", "ic_me", "ic_one_view_control", "ic_two_view", "ic_me_two_view")
+    },
+)
 FULL = Setting(
     "COCO and YouTube-VIS 2019",
     {

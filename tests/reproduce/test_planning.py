@@ -113,11 +113,13 @@ def test_adaptation_is_a_measurement_of_the_same_weights() -> None:
 def test_synthetic_data_have_the_seed_and_the_user_s_options() -> None:
     stages = plan("synthetic", "table3", Run("out", (0,), data_seed=7, data_options=("--images", "8", "--videos", "2")))
     videos, labelled = stages["data/synthetic"].command, stages["data/synthetic_labelled"].command
-    assert videos[2:] == ("synthetic", "--output", "out/data/synthetic", "--seed", "7", "--images", "8", "--videos", "2")
+    assert videos[2:7] == ("synthetic", "--output", "out/data/synthetic", "--seed", "7")
+    assert videos[7:] == ("--light", "0.35", "--unlabelled-videos", "120", "--images", "8", "--videos", "2")
     assert labelled[labelled.index("--seed") + 1] == "107"
-    amounts = ("--videos", "200", "--frames", "10", "--images", "8", "--videos", "2")
-    assert labelled[7:15] == amounts, "its own, but the user's come later"
+    amounts = ("--light", "0.35", "--videos", "200", "--frames", "10", "--images", "8", "--videos", "2")
+    assert labelled[7:17] == amounts, "its own, but the user's come later"
     assert labelled[-6:] == ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0"), "no images, whatever the user wants"
+    assert "--light" not in plan("synthetic", "ablation")["data/synthetic"].command, "the quickstart's own"
     assert all(stage.environment == (("DETECTRON2_DATASETS", "out/data"),) for stage in stages.values())
 
 
