@@ -5,6 +5,7 @@
   tools/reproduce.py table2 --data synthetic --seeds 0 1 2       2, 3 and 4 frames in the cycle
   tools/reproduce.py table3 --data synthetic --seeds 0 1 2       other systems, with and without post-processing; + adaptation
   tools/reproduce.py table1 --data coco-ytvis                    at full size, where the data and the GPUs are; else what each line needs
+  tools/reproduce.py plus --seeds 0 1 2                          what goes beyond the paper, one knob at a time, on synthetic data
   tools/reproduce.py ablation --output output/ablation           image losses on synthetic data
 
 What is done already is not done again, so an interrupted run continues, and tables in one folder share their trainings. Commands run

@@ -19,6 +19,15 @@ _UNTRAINED = (  # a step that changes no weight
     *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),  # the cosine divides by the rate
 )
 _ADAPTED = ("TTA.ENABLED", "True")
+_PLUS = {  # beyond the paper, each alone on top of two views and video: recipe -> its words
+    "plus_copy_paste": ("INPUT.COPY_PASTE.PROB", "0.5"),
+    "plus_queue": ("MODEL.SOLO_TRACK.EMB.QUEUE", "512"),
+    "plus_loo_null": ("MODEL.SOLO_TRACK.EMB.LOO_NULL", "0.1"),
+    "plus_temperature": ("MODEL.SOLO_TRACK.EMB.TEMPERATURE", "0.07"),
+    "plus_color": ("INPUT.VIEWS.COLOR", "0.6"),
+    "plus_frame_views": ("INPUT.CLIPS.VIEWS", "True"),
+    "plus_pseudo": ("MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT", "0.5"),
+}
 
 
 def _synthetic_recipes() -> dict[str, Recipe]:
@@ -31,6 +40,8 @@ def _synthetic_recipes() -> dict[str, Recipe]:
         recipes[f"ic_me_longer{views}"] = Recipe(video, start, _NO_VIDEO, data, hours=0.1)
         for frames in FRAMES:
             recipes[video_recipe(frames) + views] = Recipe(video, start, ("INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
+    for name, words in _PLUS.items():
+        recipes[name] = Recipe(f"{configs}/ic_me_video_two_view.yaml", "ic_me_two_view", words, data, hours=0.1)
     labelled = (
         "DATASETS.CUSTOM.VIDEOS",
         "[['synthetic_labelled', '{made}/synthetic_labelled/test.json', '{made}/synthetic_labelled/videos/test']]",
@@ -124,7 +135,11 @@ def _synthetic_setting(data: dict[str, DataSet], recipes: dict[str, Recipe]) -> 
         "synthetic data",
         data,
         recipes,
-        {"": Scoring(hours=0.05), "adapted": Scoring(_ADAPTED, EMBEDDING, hours=0.1)},
+        {
+            "": Scoring(hours=0.05),
+            "adapted": Scoring(_ADAPTED, EMBEDDING, hours=0.1),
+            "memory": Scoring(("TRACKER_HEADS.MEMORY", "10"), EMBEDDING, hours=0.05),
+        },
         videos="synthetic_test",
         images="synthetic_val",
         score_data=("synthetic",),
