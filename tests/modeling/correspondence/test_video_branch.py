@@ -48,6 +48,16 @@ def test_the_gradient_reaches_backbone_and_video_head_alone(nodes: str, frames: 
     assert model.video_branch.head.outputs[0].weight.grad.any()
 
 
+def test_copies_of_a_node_go_as_the_config_says() -> None:
+    nodes = {
+        nms: float(
+            build({"MODEL.SOLO_TRACK.VIDEO.NODE_NMS": nms, "MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 50}).clip_losses(clips(2), [0, 1]).nodes
+        )
+        for nms in (0.0, 0.5, 1.0)
+    }
+    assert nodes[0.0] < nodes[0.5] < nodes[1.0]
+
+
 def test_a_shared_head_learns_from_clips() -> None:
     model = build({"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": True}).train()
     model.clip_losses(clips(2)).cycle.backward()
