@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
-"""Calibrate a checkpoint's null logit: how unlike every track an object must be to count as new. Needs labelled images only.
+"""Calibrate a checkpoint's null logit: how unlike every track an object must be to count as new. Needs no labelled videos.
 
   tools/calibrate.py --config-file C.yaml --weights model_final.pth --output calibrated.pth
 
 Training does this before each checkpoint. Run it for weights from elsewhere, after changing TRACKER_HEADS.METRIC or SCALE, or for
 other images (DATASETS.TRAIN): two views of an image stand for two frames, and objects hidden from the first are the new ones.
+Where videos look unlike the images, calibrate on unlabelled videos instead:
+
+  tools/calibrate.py ... TRACKER_HEADS.CALIBRATION.SOURCE clips \\
+      DATASETS.CUSTOM.CLIPS "[['mine', 'videos/']]" DATASETS.TRAIN_CLIPS "['mine']"
+
 Words after the options are config overrides: KEY VALUE KEY VALUE ...
 """
 
@@ -55,8 +60,10 @@ def run(args: argparse.Namespace) -> None:
     checkpointer.load_for_inference(cfg.MODEL.WEIGHTS)
     result = calibrate_null_logit(cfg, model, args.seed)
     if result is None:
+        calibration = cfg.TRACKER_HEADS.CALIBRATION
+        names = cfg.DATASETS.TRAIN_CLIPS if calibration.SOURCE == "clips" else cfg.DATASETS.TRAIN
         raise ConfigError(
-            f"Too few objects were found in {cfg.TRACKER_HEADS.CALIBRATION.IMAGES} images of {', '.join(cfg.DATASETS.TRAIN)}; raise "
+            f"Too few objects were found in {calibration.IMAGES} {calibration.SOURCE} of {', '.join(names)}; raise "
             "TRACKER_HEADS.CALIBRATION.IMAGES, or check that the weights detect anything there."
         )
     output.parent.mkdir(parents=True, exist_ok=True)

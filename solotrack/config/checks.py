@@ -38,6 +38,7 @@ _CHOICES = {
     "MODEL.SOLO_TRACK.EMB.VIEWS": (1, 2),
     "MODEL.SOLO_TRACK.ME.MODE": ("none", "paper", "offdiag", "minimize"),
     "INPUT.COPY_PASTE.SOURCE": ("other", "same"),
+    "TRACKER_HEADS.CALIBRATION.SOURCE": ("images", "clips"),
     "MODEL.SOLO_TRACK.VIDEO.NODES": ("mask_nms", "point_nms"),
     "MODEL.SOLO_TRACK.VIDEO.SIM": ("cosine", "dot"),
     "MODEL.SOLO_TRACK.VIDEO.UNMATCHED": ("none", "start_small", "null", "mutual"),
@@ -309,6 +310,8 @@ def _clip_faults(cfg: CfgNode) -> Iterator[str]:
     data = cfg.DATASETS
     if cfg.SOLVER.CLIPS_PER_BATCH > 0 and not data.TRAIN_CLIPS:
         yield "SOLVER.CLIPS_PER_BATCH needs DATASETS.TRAIN_CLIPS; name a set of videos there."
+    if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" and not data.TRAIN_CLIPS:
+        yield "TRACKER_HEADS.CALIBRATION.SOURCE clips needs DATASETS.TRAIN_CLIPS; name a set of videos there."
     if cfg.SOLVER.CLIPS_PER_BATCH > 0 and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
         yield "SOLVER.CLIPS_PER_BATCH needs MODEL.SOLO_TRACK.VIDEO.ENABLED: the video branch is what learns from clips."
     names = [entry[0] for entry in data.CUSTOM.CLIPS if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)]

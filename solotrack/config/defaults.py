@@ -254,10 +254,11 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     trk.TRACK_SCORE = "mean"  # "mean", "max" or "mean_topk"
     trk.TRACK_SCORE_TOPK = 10
     trk.TRACK_CATEGORY = "majority"  # or "score_weighted"
-    cal = trk.CALIBRATION = CfgNode()  # of the null logit, on pairs of views of training images, M5.3
+    cal = trk.CALIBRATION = CfgNode()  # of the null logit, without video labels, M5.3
     cal.ENABLED = True
-    cal.IMAGES = 200
-    cal.DROP = 0.5  # share of the instances hidden from the first view: they must read as new
+    cal.SOURCE = "images"  # pairs of views of training images; or "clips": pairs of frames of DATASETS.TRAIN_CLIPS, as videos look, M16
+    cal.IMAGES = 200  # pairs
+    cal.DROP = 0.5  # share of the instances hidden from the first view: they must read as new; "images" only
 
     # ---- test-time adaptation, M4
     tta = cfg.TTA = CfgNode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -14,9 +15,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import tracker_similarity
+from ..data.clip_mapper import sample_clips
+from ..data.clip_sets import load_clip_videos
+from ..data.frames import open_frames
 from ..data.loader import training_records, training_samples
 from ..ops.masks import mask_iou
 from ..ops.similarity import pairwise_similarity
+from ..tracking.base import select_instances
+from .streaming import VideoTracker
 
 __all__ = ["CalibrateNullLogit", "calibrate_null_logit", "equal_error_threshold"]
 
@@ -49,51 +55,37 @@ def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float
     return prediction.embeddings[best[found]], truth.gt_ids[found]
 
 
-@torch.no_grad()
 def calibrate_null_logit(
     cfg: CfgNode, model: nn.Module, seed: int = 0, records: Sequence[tuple[int, dict]] | None = None
 ) -> tuple[float, float] | None:
-    """Set ``model.embedding_head.null_logit`` from pairs of views of labelled training images.
+    """Set ``model.embedding_head.null_logit`` from pairs of views of labelled images, or of frames of unlabelled videos.
 
-    Two strong views of an image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden from the first;
-    in the second these are new, the others known. The null logit is the threshold on the largest similarity at which both kinds of
-    error are equally frequent. Embeddings are read from detections, as in tracking.
+    The null logit is the threshold on the largest similarity at which known objects fall below it as often as new ones reach it. Known
+    and new objects come from what CALIBRATION.SOURCE names:
+
+    * "images": two strong views of a training image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden
+      from the first; in the second these are new, the others known.
+    * "clips": two frames of a video of DATASETS.TRAIN_CLIPS. Detections that are each other's most similar are taken for one object,
+      which is known; with its match left out of the first frame it would be new.
+
+    Embeddings are read from detections, as in tracking.
 
     Args:
-        cfg: TRACKER_HEADS.CALIBRATION, INPUT.VIEWS and DATASETS.TRAIN are used.
+        cfg: TRACKER_HEADS and DATASETS are used, and INPUT.VIEWS or INPUT.CLIPS.MAX_GAP.
         model: a SOLOTrack with an embedding head.
-        seed: of the images, the views and the hidden objects.
-        records: the images, ``training_records(cfg, CALIBRATION.IMAGES, seed)``; None reads the data sets for them.
+        seed: of the images, the views and the hidden objects, or of the clips.
+        records: the images, ``training_records(cfg, CALIBRATION.IMAGES, seed)``; None reads the data sets for them. "images" only.
 
     Returns:
         (null logit, error rate), or None (and the buffer left alone) when the detector finds too few objects to tell.
     """
-    metric, scale = tracker_similarity(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
-    if records is None:
-        records = training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
-    samples = training_samples(cfg, records, seed)
-    hidden = torch.Generator().manual_seed(seed)
-
     was_training = model.training
     model.eval()
-    known_scores, new_scores = [], []
-    for pair in samples:  # one image at a time: padding to a larger one would move SOLO's grid
-        one, two = (x["instances"].to("cpu") for x in model([{"image": pair["image"]}, {"image": pair["second_view"]["image"]}]))
-        memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
-        queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])
-        kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
-        if not kept.any() or len(queries) == 0:
-            continue
-        score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
-        is_known = torch.isin(query_ids, memory_ids[kept])
-        known_scores.append(score[is_known])
-        new_scores.append(score[~is_known])
+    with torch.no_grad():
+        known, new = (
+            _in_clips(cfg, model, seed) if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" else _in_views(cfg, model, seed, records)
+        )
     model.train(was_training)
-
-    known, new = (torch.cat(x) if x else torch.empty(0) for x in (known_scores, new_scores))
     logger = logging.getLogger(__name__)
     if min(len(known), len(new)) < _MIN_SAMPLES:
         logger.warning(f"Null logit not calibrated: only {len(known)} known and {len(new)} new objects were detected.")
@@ -102,6 +94,52 @@ def calibrate_null_logit(
     model.embedding_head.null_logit.fill_(value)
     logger.info(f"Null logit {value:.3f}: {error:.1%} of {len(known)} known and of {len(new)} new objects on the wrong side.")
     return value, error
+
+
+def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[tuple[int, dict]] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest similarities (n,) of known and (m,) of new objects in the second views of labelled images."""
+    metric, scale = tracker_similarity(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
+    if records is None:
+        records = training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
+    hidden = torch.Generator().manual_seed(seed)
+    known, new = [torch.empty(0)], [torch.empty(0)]
+    for pair in training_samples(cfg, records, seed):  # one image at a time: padding to a larger one would move SOLO's grid
+        one, two = (x["instances"].to("cpu") for x in model([{"image": pair["image"]}, {"image": pair["second_view"]["image"]}]))
+        memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
+        queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])
+        kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
+        if not kept.any() or len(queries) == 0:
+            continue
+        score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
+        is_known = torch.isin(query_ids, memory_ids[kept])
+        known.append(score[is_known])
+        new.append(score[~is_known])
+    return torch.cat(known), torch.cat(new)
+
+
+def _in_clips(cfg: CfgNode, model: nn.Module, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities (n,) of objects with their match in another frame, and (n,) the largest with anything else of that frame."""
+    metric, scale = tracker_similarity(cfg)
+    trk, detector, rng = cfg.TRACKER_HEADS, VideoTracker.from_config(cfg, model), np.random.default_rng(seed)
+    videos = load_clip_videos(cfg)
+    known, new = [torch.empty(0)], [torch.empty(0)]
+    for index in rng.integers(len(videos), size=trk.CALIBRATION.IMAGES):
+        video = open_frames(videos[index]["source"], cfg.INPUT.FORMAT)
+        (pair,) = sample_clips(video.count(), 1, 2, cfg.INPUT.CLIPS.MAX_GAP, rng)
+        found = [detector.detect_image(frame.image) for frame in video.read(pair)]
+        seen = [select_instances(x, trk.SCORE_THRESH, trk.MAX_PER_FRAME, None, trk.PRE_NMS_THRESH)[0].embeddings.cpu() for x in found]
+        if len(seen[0]) < 2 or len(seen[1]) == 0:
+            continue
+        similarity = pairwise_similarity(seen[1], seen[0], metric, scale)
+        best, match = similarity.max(dim=1)
+        mutual = similarity.argmax(dim=0)[match] == torch.arange(len(match))
+        rest = similarity.scatter(1, match[:, None], -torch.inf).max(dim=1).values
+        known.append(best[mutual])
+        new.append(rest[mutual])
+    return torch.cat(known), torch.cat(new)
 
 
 class CalibrateNullLogit(HookBase):
@@ -124,7 +162,7 @@ class CalibrateNullLogit(HookBase):
         if done != self.trainer.max_iter and not any(period > 0 and done % period == 0 for period in self.periods):
             return
         if comm.is_main_process():
-            if self._records is None:
+            if self._records is None and self.cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "images":
                 self._records = training_records(self.cfg, self.cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed=0)
             calibrate_null_logit(self.cfg, self.model, seed=0, records=self._records)
         if comm.get_world_size() > 1:

@@ -26,6 +26,7 @@ _PLUS = {  # beyond the paper, each alone on top of two views and video: recipe 
     "plus_temperature": ("MODEL.SOLO_TRACK.EMB.TEMPERATURE", "0.07"),
     "plus_color": ("INPUT.VIEWS.COLOR", "0.6"),
     "plus_frame_views": ("INPUT.CLIPS.VIEWS", "True"),
+    "plus_clip_calibration": ("TRACKER_HEADS.CALIBRATION.SOURCE", "clips"),
     "plus_pseudo": ("MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT", "0.5"),
 }
 
@@ -41,7 +42,9 @@ def _synthetic_recipes() -> dict[str, Recipe]:
         for frames in FRAMES:
             recipes[video_recipe(frames) + views] = Recipe(video, start, ("INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
     for name, words in _PLUS.items():
-        recipes[name] = Recipe(f"{configs}/ic_me_video_two_view.yaml", "ic_me_two_view", words, data, hours=0.1)
+        recipes[name] = Recipe(video, "ic_me_two_view", words, data, hours=0.1)  # video: of the two views
+    calibrated = (*_NO_VIDEO, *_UNTRAINED, *_PLUS["plus_clip_calibration"])
+    recipes["longer_clip_calibration"] = Recipe(video, "ic_me_longer_two_view", calibrated, data, hours=0.01)
     labelled = (
         "DATASETS.CUSTOM.VIDEOS",
         "[['synthetic_labelled', '{made}/synthetic_labelled/test.json', '{made}/synthetic_labelled/videos/test']]",

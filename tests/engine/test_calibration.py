@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from solotrack.config import tracker_similarity
+from solotrack.data.clip_mapper import sample_clips
+from solotrack.data.clip_sets import load_clip_videos
 from solotrack.data.loader import training_records, training_samples
 from solotrack.engine import calibration
 from solotrack.engine.calibration import CalibrateNullLogit, calibrate_null_logit, equal_error_threshold
+from solotrack.engine.streaming import VideoTracker
 from tests import tiny
 
 # ---- the threshold
@@ -95,6 +100,53 @@ def test_calibration_of_a_trained_model(seed: int) -> None:
     assert model.embedding_head.null_logit.dim() == 0
 
 
+def on_clips(changes: dict | None = None) -> tuple[CfgNode, torch.nn.Module]:
+    cfg, model = tiny.trained()
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(["TRACKER_HEADS.CALIBRATION.SOURCE", "clips", "DATASETS.TRAIN_CLIPS", ["tiny_test"], "INPUT.CLIPS.MAX_GAP", 2])
+    cfg.merge_from_list([word for item in (changes or {}).items() for word in item])
+    return cfg, model
+
+
+def test_calibration_on_clips_against_a_slow_one() -> None:
+    cfg, model = on_clips()
+    metric, scale = tracker_similarity(cfg)
+    detector, rng, trk = VideoTracker.from_config(cfg, model), np.random.default_rng(3), cfg.TRACKER_HEADS
+    videos = load_clip_videos(cfg)
+    known, new = [], []
+    for index in rng.integers(len(videos), size=trk.CALIBRATION.IMAGES):
+        files = videos[index]["source"]
+        ((one, two),) = sample_clips(len(files), 1, 2, 2, rng)
+        assert 1 <= two - one <= 2
+        frames = []
+        for number in (one, two):
+            found = detector.detect_image(cv2.cvtColor(cv2.imread(files[number]), cv2.COLOR_BGR2RGB))
+            best = [i for i in found.scores.argsort(descending=True).tolist() if found.scores[i] >= trk.SCORE_THRESH]
+            frames.append([found.embeddings[i] for i in best[: trk.MAX_PER_FRAME]])
+        if len(frames[0]) < 2:
+            continue
+        table = [[scale * torch.cosine_similarity(b, a, dim=0).item() for a in frames[0]] for b in frames[1]]
+        for i, row in enumerate(table):
+            j = int(np.argmax(row))
+            if int(np.argmax([other[j] for other in table])) == i:
+                known.append(row[j])
+                new.append(max(row[:j] + row[j + 1 :]))
+    assert metric == "cosine" and trk.PRE_NMS_THRESH == 1 and len(known) >= 20
+    value, error = calibrate_null_logit(cfg, model, seed=3)
+    expected, expected_error = equal_error_threshold(torch.tensor(known), torch.tensor(new))
+    assert value == pytest.approx(expected, abs=1e-3) and error == pytest.approx(expected_error, abs=1e-3)
+    assert model.embedding_head.null_logit.item() == pytest.approx(value)
+    assert calibrate_null_logit(cfg, model, seed=4) != (value, error)
+
+
+def test_clips_without_detections_leave_the_value_alone(caplog: pytest.LogCaptureFixture) -> None:
+    cfg, model = on_clips({"TRACKER_HEADS.SCORE_THRESH": 1.0})
+    model.embedding_head.null_logit.fill_(1.25)
+    assert calibrate_null_logit(cfg, model) is None
+    assert model.embedding_head.null_logit == 1.25 and "only 0 known and 0 new" in caplog.text
+
+
 def test_calibration_touches_nothing_but_its_buffer() -> None:
     cfg, model = tiny.trained()
     for mode in (True, False):
@@ -155,6 +207,16 @@ def test_hook_calibrates_before_evaluations_and_checkpoints(
     assert [call[0] for call in calls] == expected
     assert all(call[1:] == (cfg, model, 0, [(7, {})]) for call in calls)
     assert drawn == [(cfg.TRACKER_HEADS.CALIBRATION.IMAGES, 0)], "the data set is read once, however often it calibrates"
+
+
+def test_the_hook_reads_no_labelled_image_for_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, model = on_clips()
+    monkeypatch.setattr(calibration, "training_records", lambda *args, **kwargs: pytest.fail("labels are not needed"))
+    hook = CalibrateNullLogit(cfg, model, (1,))
+    hook.trainer = SimpleNamespace(iter=0, max_iter=10)
+    model.embedding_head.null_logit.fill_(float("nan"))
+    hook.after_step()
+    assert model.embedding_head.null_logit.item() == pytest.approx(calibrate_null_logit(cfg, model)[0])
 
 
 def test_the_hook_finds_the_same_value_every_time() -> None:
