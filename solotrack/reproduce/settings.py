@@ -34,13 +34,14 @@ _PLUS = {  # beyond the paper, each alone on top of two views and video: recipe 
 def _synthetic_recipes() -> dict[str, Recipe]:
     configs, data = "projects/solo_track/configs/synthetic", ("synthetic",)
     recipes = {}
-    for views in ("", "_two_view"):
-        start, video = f"ic_me{views}", f"{configs}/ic_me_video{views}.yaml"
-        recipes[f"ic{views}"] = Recipe(f"{configs}/ic{views}.yaml", data=data, hours=0.2)
-        recipes[start] = Recipe(f"{configs}/ic_me{views}.yaml", data=data, hours=0.2)
-        recipes[f"ic_me_longer{views}"] = Recipe(video, start, _NO_VIDEO, data, hours=0.1)
+    for views, words in (("", ()), ("_whole_view", ("INPUT.VIEWS.SCATTER", "0.0")), ("_two_view", ())):
+        yamls = "_two_view" if views else ""
+        start, video = f"ic_me{views}", f"{configs}/ic_me_video{yamls}.yaml"
+        recipes[f"ic{views}"] = Recipe(f"{configs}/ic{yamls}.yaml", overrides=words, data=data, hours=0.2)
+        recipes[start] = Recipe(f"{configs}/ic_me{yamls}.yaml", overrides=words, data=data, hours=0.2)
+        recipes[f"ic_me_longer{views}"] = Recipe(video, start, (*words, *_NO_VIDEO), data, hours=0.1)
         for frames in FRAMES:
-            recipes[video_recipe(frames) + views] = Recipe(video, start, ("INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
+            recipes[video_recipe(frames) + views] = Recipe(video, start, (*words, "INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
     for name, words in _PLUS.items():
         recipes[name] = Recipe(video, "ic_me_two_view", words, data, hours=0.1)  # video: of the two views
     calibrated = (*_NO_VIDEO, *_UNTRAINED, *_PLUS["plus_clip_calibration"])
