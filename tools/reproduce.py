@@ -21,6 +21,7 @@ import solotrack  # noqa: F401  (registers models, trackers and data sets; befor
 
 # isort: split
 import argparse
+import fnmatch
 import os
 import shlex
 import sys
@@ -58,7 +59,8 @@ def describe(table: Table, run: Run, stages: list[Stage], gpus: int) -> str:
         elif stage.name not in wanted:
             state = "not needed any more"
         else:
-            state = f"cannot run here: needs {', '.join(lacking)}" if lacking else "waits for what cannot run here"
+            waits = "left out (--only)" if run.only else "waits for what cannot run here"
+            state = f"cannot run here: needs {', '.join(lacking)}" if lacking else waits
         lines.append([stage.name, ", ".join(stage.needs), stage.gpus or "", f"{stage.hours:.1f}" if stage.hours else "", state])
     text = tabulate(lines, ["stage", "needs", "GPUs", "hours", "state"], tablefmt="github", disable_numparse=True)
     return f"{text}\n\n{len(stages)} stages: {sum(stage.done for stage in stages)} done, {len(to_run)} to run"
@@ -113,6 +115,13 @@ def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     )
     parser.add_argument("--data-options", default="", metavar="WORDS", help='for prepare_data.py synthetic, e.g. "--images 40 --videos 2"')
     parser.add_argument("--gpus", type=int, metavar="N", help="a full-size training takes at most (default: 8; the batch stays the same)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="run lines of these trainings alone, e.g. '*_two_view' (quoted; default: all)",
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="commands run side by side (default: 2)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument(
@@ -154,10 +163,16 @@ def reproduce(args: argparse.Namespace) -> None:
         tuple(args.override),
         tuple(shlex.split(args.data_options)),
         args.gpus or sys.maxsize,
+        tuple(args.only),
     )
     load_config(overrides=run.overrides)  # what is wrong shows before anything runs
     os.chdir(ROOT)
     table, gpus = TABLES[args.data, args.table], visible_gpus()
+    unknown = [pattern for pattern in run.only if not fnmatch.filter(table.trainings, pattern)]
+    if unknown:
+        raise ConfigError(
+            f"--only {' '.join(unknown)}: no training of {table.name} has such a name; they are {', '.join(table.trainings)}."
+        )
     stages = table_plan(table, run)
     if args.dry_run:
         print(describe(table, run, stages, len(gpus)))

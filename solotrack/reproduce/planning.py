@@ -25,6 +25,7 @@ class Run:
         overrides: config KEY VALUE ... of every training and measurement; those that make a recipe what it is win.
         data_options: more words for the making of synthetic data.
         gpus: that a training takes at most.
+        only: patterns of names of trainings, as a shell's; lines of others are not run. () = all are.
     """
 
     folder: str
@@ -34,6 +35,7 @@ class Run:
     overrides: tuple[str, ...] = ()
     data_options: tuple[str, ...] = ()
     gpus: int = sys.maxsize
+    only: tuple[str, ...] = ()
 
     @property
     def made(self) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import yaml
@@ -38,9 +39,11 @@ class RowResult:
 
 
 def fillable(table: Table, run: Run, stages: Sequence[Stage], gpus: int) -> list[str]:
-    """Names of the measurements that are missing and can be made, with all that they need, on a machine with so many GPUs."""
+    """Names of the measurements that are missing, wanted and can be made, with all that they need, on a machine with so many GPUs."""
     names: dict[str, None] = {}
     for row in table.rows:
+        if run.only and not any(fnmatchcase(row.recipe, pattern) for pattern in run.only):
+            continue
         for seed in run.seeds:
             wanted = measurements(table, row, seed)
             pending = unfinished(stages, wanted)

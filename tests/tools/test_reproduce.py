@@ -99,8 +99,12 @@ def test_a_failure_is_in_the_table_and_the_log(tool: ModuleType, made: Run, at_r
 def test_command_line(tmp_path: Path) -> None:
     words = ("--output", str(tmp_path / "out"), "--seeds", "0", "1")
     done = tool_server().tool("reproduce", "table1", "--data", "synthetic", *words, "--data-seed", "3", "--dry-run")
-    assert done.code == 0 and "49 stages: 0 done, 49 to run" in done.out, "data; 8 trainings, each measured twice, of two seeds"
+    assert done.code == 0 and "73 stages: 0 done, 73 to run" in done.out, "data; 12 trainings, each measured twice, of two seeds"
     assert "| ic_me_video_two_view/seed1/train " in done.out and not (tmp_path / "out").exists()
+    done = tool_server().tool("reproduce", "table1", *words, "--only", "ic", "*longer_two*", "--dry-run")
+    assert "73 stages: 0 done, 15 to run" in done.out, "data; IC, IC + ME on two views for what starts from it (not measured), and that"
+    done = tool_server().tool("reproduce", "table1", *words, "--only", "ic", "nothing*")
+    assert done.code == 2 and "--only nothing*: no training of table1 has such a name; they are ic_me, ic, " in done.err
     done = tool_server().tool("reproduce", "table3", "--data", "coco-ytvis", *words, DETECTRON2_DATASETS=str(tmp_path))
     assert done.code == 0, done.err
     text = (tmp_path / "out/coco-ytvis/table3.md").read_text()
