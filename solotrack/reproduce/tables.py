@@ -38,7 +38,10 @@ def _score(metric: str, tracker: str | None = None, header: str = "") -> Column:
 
 def _association(where: str, measure: str, header: str) -> Column:
     def value(row: Row, cell: Cell) -> float:
-        return cell.association(where, measure) if row.tracker in EMBEDDING else float("nan")  # it is about the embedding
+        if row.tracker in EMBEDDING:
+            return cell.association(where, measure)
+        nearest = measure == "match" and row.tracker == "distance, no gate"
+        return cell.association(where, "distance") if nearest else float("nan")  # the others are not about true instances
 
     return Column(header, value, 3)
 

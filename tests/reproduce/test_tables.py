@@ -76,9 +76,11 @@ def test_columns_of_the_ablation() -> None:
 
 def test_association_is_the_embedding_s() -> None:
     table = TABLES["coco-ytvis", "table1"]
-    cell = Cell({}, {"videos": {"match": 0.2}})
-    values = {row.label: next(c for c in table.columns if c.header == "match, videos").value(row, cell) for row in table.rows}
-    assert values["IC"] == 0.2 and math.isnan(values["distance + category"]) and math.isnan(values["distance + category, no gate"])
+    cell = Cell({}, {"videos": {"match": 0.2, "distance": 0.1, "new_object_auc": 0.3}})
+    columns = {column.header: column.value for column in table.columns}
+    match, auc = ({row.label: columns[name](row, cell) for row in table.rows} for name in ("match, videos", "new-object AUC"))
+    assert match["IC"] == 0.2 and match["distance + category, no gate"] == 0.1 and math.isnan(match["distance + category"])
+    assert auc["IC"] == 0.3 and math.isnan(auc["distance + category"]) and math.isnan(auc["distance + category, no gate"])
 
 
 def test_a_config_is_named_once() -> None:
