@@ -64,7 +64,7 @@ class SyntheticParameters:
     aspect: float
     speed: float
     shift: float
-    light: float = 0.0
+    light: float
 
     def __post_init__(self) -> None:
         limits = {"frames": (2, np.inf), "size": (48, 1024), "aspect": (0.5, 2), "speed": (0.05, 3), "shift": (0, 2), "light": (0, 2)}

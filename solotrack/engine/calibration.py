@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import tracker_similarity
 from ..data.clip_mapper import sample_clips
 from ..data.clip_sets import load_clip_videos
-from ..data.frames import open_frames
+from ..data.frames import FrameError, open_frames
 from ..data.loader import training_records, training_samples
 from ..ops.masks import mask_iou
 from ..ops.similarity import pairwise_similarity
@@ -55,9 +56,7 @@ def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float
     return prediction.embeddings[best[found]], truth.gt_ids[found]
 
 
-def calibrate_null_logit(
-    cfg: CfgNode, model: nn.Module, seed: int = 0, records: Sequence[tuple[int, dict]] | None = None
-) -> tuple[float, float] | None:
+def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records: Sequence[Any] | None = None) -> tuple[float, float] | None:
     """Set ``model.embedding_head.null_logit`` from pairs of views of labelled images, or of frames of unlabelled videos.
 
     The null logit is the threshold on the largest similarity at which known objects fall below it as often as new ones reach it. Known
@@ -74,17 +73,20 @@ def calibrate_null_logit(
         cfg: TRACKER_HEADS and DATASETS are used, and INPUT.VIEWS or INPUT.CLIPS.MAX_GAP.
         model: a SOLOTrack with an embedding head.
         seed: of the images, the views and the hidden objects, or of the clips.
-        records: the images, ``training_records(cfg, CALIBRATION.IMAGES, seed)``; None reads the data sets for them. "images" only.
+        records: the images, ``training_records(cfg, CALIBRATION.IMAGES, seed)``, or the videos, ``load_clip_videos(cfg)``; None reads the
+            data sets for them.
 
     Returns:
         (null logit, error rate), or None (and the buffer left alone) when the detector finds too few objects to tell.
+
+    Raises:
+        ConfigError, DatasetError, FileNotFoundError: data sets that cannot be read. Frames that cannot be are left out with a warning.
     """
+    similarities = _in_clips if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" else _in_views
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        known, new = (
-            _in_clips(cfg, model, seed) if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" else _in_views(cfg, model, seed, records)
-        )
+        known, new = similarities(cfg, model, seed, records)
     model.train(was_training)
     logger = logging.getLogger(__name__)
     if min(len(known), len(new)) < _MIN_SAMPLES:
@@ -96,7 +98,7 @@ def calibrate_null_logit(
     return value, error
 
 
-def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[tuple[int, dict]] | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[Any] | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Largest similarities (n,) of known and (m,) of new objects in the second views of labelled images."""
     metric, scale = tracker_similarity(cfg)
     cfg = cfg.clone()
@@ -120,16 +122,21 @@ def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[tuple
     return torch.cat(known), torch.cat(new)
 
 
-def _in_clips(cfg: CfgNode, model: nn.Module, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_clips(cfg: CfgNode, model: nn.Module, seed: int, videos: Sequence[Any] | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities (n,) of objects with their match in another frame, and (n,) the largest with anything else of that frame."""
     metric, scale = tracker_similarity(cfg)
     trk, detector, rng = cfg.TRACKER_HEADS, VideoTracker.from_config(cfg, model), np.random.default_rng(seed)
-    videos = load_clip_videos(cfg)
+    videos = load_clip_videos(cfg) if videos is None else videos
     known, new = [torch.empty(0)], [torch.empty(0)]
     for index in rng.integers(len(videos), size=trk.CALIBRATION.IMAGES):
-        video = open_frames(videos[index]["source"], cfg.INPUT.FORMAT)
-        (pair,) = sample_clips(video.count(), 1, 2, cfg.INPUT.CLIPS.MAX_GAP, rng)
-        found = [detector.detect_image(frame.image) for frame in video.read(pair)]
+        try:
+            video = open_frames(videos[index]["source"], cfg.INPUT.FORMAT)
+            (pair,) = sample_clips(video.count(), 1, 2, cfg.INPUT.CLIPS.MAX_GAP, rng)
+            frames = list(video.read(pair))
+        except FrameError as error:  # it comes before a checkpoint: what was learned until then is worth more than a pair
+            logging.getLogger(__name__).warning(f"The null logit is calibrated without a pair of frames. {error}")
+            continue
+        found = [detector.detect_image(frame.image) for frame in frames]
         seen = [select_instances(x, trk.SCORE_THRESH, trk.MAX_PER_FRAME, None, trk.PRE_NMS_THRESH)[0].embeddings.cpu() for x in found]
         if len(seen[0]) < 2 or len(seen[1]) == 0:
             continue
@@ -157,12 +164,16 @@ class CalibrateNullLogit(HookBase):
         self.periods = periods
         self._records = None  # drawn once: reading a large data set takes long
 
+    def before_train(self) -> None:
+        if self.cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" and comm.is_main_process():
+            self._records = load_clip_videos(self.cfg)  # now, so that a wrong path does not show at the first checkpoint
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done != self.trainer.max_iter and not any(period > 0 and done % period == 0 for period in self.periods):
             return
         if comm.is_main_process():
-            if self._records is None and self.cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "images":
+            if self._records is None:
                 self._records = training_records(self.cfg, self.cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed=0)
             calibrate_null_logit(self.cfg, self.model, seed=0, records=self._records)
         if comm.get_world_size() > 1:

@@ -20,7 +20,7 @@ class DataSet:
         files: it is here if any of them exists.
         made_by: words for ``prepare_data.py``, ``--output`` left out; () if a person has to put it there.
         seed: added to the data seed of the table, for sets made from one; None: it takes none.
-        amounts: more words for ``prepare_data.py``, which the user's own go before.
+        amounts: more words for ``prepare_data.py``, over which the user's own win.
         needs: names of the data sets it is made from.
     """
 

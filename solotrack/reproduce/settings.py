@@ -42,8 +42,9 @@ def _synthetic_recipes() -> dict[str, Recipe]:
         recipes[f"ic_me_longer{views}"] = Recipe(video, start, (*words, *_NO_VIDEO), data, hours=0.1)
         for frames in FRAMES:
             recipes[video_recipe(frames) + views] = Recipe(video, start, (*words, "INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
+    video = f"{configs}/ic_me_video_two_view.yaml"
     for name, words in _PLUS.items():
-        recipes[name] = Recipe(video, "ic_me_two_view", words, data, hours=0.1)  # video: of the two views
+        recipes[name] = Recipe(video, "ic_me_two_view", words, data, hours=0.1)
     calibrated = (*_NO_VIDEO, *_UNTRAINED, *_PLUS["plus_clip_calibration"])
     recipes["longer_clip_calibration"] = Recipe(video, "ic_me_longer_two_view", calibrated, data, hours=0.01)
     labelled = (
@@ -114,6 +115,7 @@ _HALVES = (  # of the labelled videos: to learn from, and held out
 )
 _NO_IMAGES = ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0")
 _VIDEOS = ("--light", "0.35")  # stills do not show how an object looks in other light: what is left to learn from video
+_LABELLED = ("--videos", "200", "--frames", "10")  # as many frames as SOLO-Track has images; fewer videos are learned by heart
 _STILLS = DataSet("synthetic data", ("{made}/synthetic/stats.json",), ("synthetic",), seed=0)
 _SYNTHETIC_DATA = {
     "synthetic": replace(_STILLS, amounts=(*_VIDEOS, "--unlabelled-videos", "120")),
@@ -122,13 +124,7 @@ _SYNTHETIC_DATA = {
         ("{made}/synthetic_labelled/stats.json",),
         ("synthetic", *_NO_IMAGES),
         seed=100,
-        amounts=(
-            *_VIDEOS,
-            "--videos",
-            "200",
-            "--frames",
-            "10",
-        ),  # as many frames as SOLO-Track has images; fewer videos are learned by heart
+        amounts=(*_VIDEOS, *_LABELLED),
     ),
 }
 

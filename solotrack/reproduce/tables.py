@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +55,8 @@ _ASSOCIATION = (
 )
 _ASSOCIATION_NOTES = (
     "New-object AUC: how well the largest similarity to any track tells new objects from known ones.",
-    "Match: share of true instances whose nearest prototype is their own, in consecutive frames and after each was moved elsewhere.",
+    "Match: share of true instances whose nearest prototype (distance without gate: nearest centre) is their own,"
+    " in consecutive frames and after each was moved elsewhere.",
 )
 _FULL_NOTES = (
     "GPU hours are those of one seed.",
@@ -70,9 +72,14 @@ _BLOCKS = {
 }
 
 
+def _views(setting: Setting, among: Iterable[str]) -> list[str]:
+    """The ways to see an image, names of ``_BLOCKS``, that the setting has trainings for."""
+    return [views for views in among if f"ic{views}" in setting.recipes]
+
+
 def _table1(setting: Setting, detector: str) -> Table:
     rows = []
-    for views in (v for v in _BLOCKS if f"ic{v}" in setting.recipes):
+    for views in _views(setting, _BLOCKS):
         block, linked = _BLOCKS[views], detector + (views if detector != "solo" else "")
         distance, free = "distance + category", "distance + category, no gate"
         rows += [
@@ -95,7 +102,7 @@ def _table1(setting: Setting, detector: str) -> Table:
 
 def _table2(setting: Setting) -> Table:
     rows = []
-    for views in (v for v in ("", "_two_view") if f"ic{v}" in setting.recipes):
+    for views in _views(setting, ("", "_two_view")):
         for frames, paper in _VIDEO.items():
             over = "" if frames == 2 else "2 frames"
             rows.append(Row(f"{frames} frames", video_recipe(frames) + views, block=_BLOCKS[views], paper=paper, over=over))
@@ -117,7 +124,7 @@ def _table3(setting: Setting) -> Table:
                 rows.append(Row(untrained, f"{recipe}_untrained", own, block=block))
             over = untrained if f"{recipe}_untrained" in setting.recipes else ""
             rows.append(Row(label, recipe, own, block=block, paper=_CUES[label] if cues else paper, over=over))
-        for views in (v for v in ("", "_two_view") if f"ic{v}" in setting.recipes):
+        for views in _views(setting, ("", "_two_view")):
             name = "SOLO-Track" + (", two views" if views else "")
             video = f"{name} + video"
             papers = [_CUES[key] for key in ("IC + ME", "video", "adaptation")] if cues else [_IC_ME, _VIDEO[2], ()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 
 from solotrack.config import tracker_similarity
+from solotrack.data.annotation_file import DatasetError
 from solotrack.data.clip_mapper import sample_clips
 from solotrack.data.clip_sets import load_clip_videos
 from solotrack.data.loader import training_records, training_samples
@@ -147,6 +149,16 @@ def test_clips_without_detections_leave_the_value_alone(caplog: pytest.LogCaptur
     assert model.embedding_head.null_logit == 1.25 and "only 0 known and 0 new" in caplog.text
 
 
+def test_a_broken_frame_costs_its_pairs_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg, model = on_clips()
+    videos = load_clip_videos(cfg)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    broken = {"source": [str(tmp_path / "broken.jpg")] * 2}
+    assert calibrate_null_logit(cfg, model, records=[*videos, broken]) is not None
+    assert f"without a pair of frames. The frame {tmp_path / 'broken.jpg'}" in caplog.text
+    assert calibrate_null_logit(cfg, model, records=[broken]) is None
+
+
 def test_calibration_touches_nothing_but_its_buffer() -> None:
     cfg, model = tiny.trained()
     for mode in (True, False):
@@ -209,14 +221,26 @@ def test_hook_calibrates_before_evaluations_and_checkpoints(
     assert drawn == [(cfg.TRACKER_HEADS.CALIBRATION.IMAGES, 0)], "the data set is read once, however often it calibrates"
 
 
-def test_the_hook_reads_no_labelled_image_for_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hook_reads_the_list_of_videos_once_and_no_labelled_image(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, model = on_clips()
+    expected = calibrate_null_logit(cfg, model)[0]
+    lists = []
     monkeypatch.setattr(calibration, "training_records", lambda *args, **kwargs: pytest.fail("labels are not needed"))
+    monkeypatch.setattr(calibration, "load_clip_videos", lambda cfg: lists.append(load_clip_videos(cfg)) or lists[-1])
     hook = CalibrateNullLogit(cfg, model, (1,))
     hook.trainer = SimpleNamespace(iter=0, max_iter=10)
-    model.embedding_head.null_logit.fill_(float("nan"))
-    hook.after_step()
-    assert model.embedding_head.null_logit.item() == pytest.approx(calibrate_null_logit(cfg, model)[0])
+    hook.before_train()
+    for _ in range(2):
+        model.embedding_head.null_logit.fill_(float("nan"))
+        hook.after_step()
+        assert model.embedding_head.null_logit.item() == pytest.approx(expected)
+    assert len(lists) == 1
+
+
+def test_a_set_of_clips_that_is_not_there_shows_before_training() -> None:
+    cfg, model = on_clips({"DATASETS.TRAIN_CLIPS": ["gone"], "DATASETS.CUSTOM.CLIPS": [["gone", "no/such/folder"]]})
+    with pytest.raises(DatasetError, match="The clips gone are not here"):
+        CalibrateNullLogit(cfg, model, (1,)).before_train()
 
 
 def test_the_hook_finds_the_same_value_every_time() -> None:
