@@ -88,9 +88,8 @@ def test_tools_import_the_package_and_no_other_tool() -> None:
 COVERED_BY = {
     "data/annotation_file.py": "data/test_coco.py",
     "data/prefetch.py": "data/test_frames.py",
-    "data/synthetic_motion.py": "data/test_synthetic.py",
-    "data/synthetic_objects.py": "data/test_synthetic.py",
-    "data/synthetic_scene.py": "data/test_synthetic.py",
+    "data/synthetic_motion.py": "data/test_synthetic_scene.py",
+    "data/synthetic_objects.py": "data/test_synthetic_scene.py",
     "data/synthetic_stats.py": "data/test_synthetic.py",
     "modeling/embedding/loo_null_loss.py": "modeling/embedding/test_contrast_loss.py",
     "reproduce/settings.py": "reproduce/test_tables.py",
