@@ -51,7 +51,8 @@ def mask_loss(head: SOLOHead, features: Sequence[torch.Tensor], targets: GridTar
     """
     positives = targets.positives()
     levels = sorted({p.level for p in positives})
-    mask_features = dict(zip(levels, head.mask_features(features, levels), strict=True))
+    # unbind: the gradients of a level's N images are put together once; of N indexings each would be as large as all images
+    mask_features = {level: feature.unbind() for level, feature in zip(levels, head.mask_features(features, levels), strict=True)}
     losses = [
         dice_loss(head.mask_logits(mask_features[p.level][p.image], p.level, p.cells), targets.mask_targets(p))  # (n,)
         for p in positives
