@@ -93,6 +93,7 @@ _RANGES = {
     "MODEL.SOLO_TRACK.EMB.DIM": (1, _INF),
     "MODEL.SOLO_TRACK.EMB.NUM_CONVS": (1, _INF),
     "MODEL.SOLO_TRACK.EMB.CHANNELS": (1, _INF),
+    "MODEL.SOLO_TRACK.EMB.KERNEL_SIZE": (1, _INF),
     "MODEL.SOLO_TRACK.EMB.LOSS_WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.EMB.CENTER_WEIGHT": (0, _INF),
     "MODEL.SOLO_TRACK.EMB.LAMBDA": (0, _INF),
@@ -273,6 +274,8 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
     for node, name in ((solo, "MODEL.SOLO"), (emb, "MODEL.SOLO_TRACK.EMB")):
         if solo.NORM == "GN" and solo.NUM_GROUPS > 0 and node.CHANNELS % solo.NUM_GROUPS:
             yield f"{name}.CHANNELS ({node.CHANNELS}) must be a multiple of MODEL.SOLO.NUM_GROUPS ({solo.NUM_GROUPS})."
+    if emb.KERNEL_SIZE % 2 == 0:
+        yield f"MODEL.SOLO_TRACK.EMB.KERNEL_SIZE is {emb.KERNEL_SIZE}; it must be odd, so that a cell is in the middle of what it sees."
     if emb.QUEUE > 0 and emb.LOSS == "infonce":
         yield "MODEL.SOLO_TRACK.EMB.QUEUE holds centers, but EMB.LOSS infonce compares cells; set QUEUE to 0."
     names = cfg.DATASETS.CLASS_NAMES

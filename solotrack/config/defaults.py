@@ -79,6 +79,8 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     emb.OUT_NORM = "none"  # "none", "l2" or "layernorm", M2.1
     emb.COORD = False  # feed x, y as the mask tower does; the paper wants appearance, P3.2, M2.1
     emb.SEPARATE_PER_LEVEL = False  # one tower a level, M2.1
+    emb.KERNEL_SIZE = 3  # of its convolutions; with 1 the head sees no further than its input does, M16
+    emb.STAGE = ""  # read from this stage of the bottom-up network ("res3") in place of FPN's levels: it sees less of the image, M16
     emb.POOL_LEVELS = "all"  # centres over "all" levels or "per_level", M2.3, A10
     emb.LOSS = "center_contra"  # or "infonce" (eq 1), M2.9
     emb.LOSS_WEIGHT = 1.0  # M2.6

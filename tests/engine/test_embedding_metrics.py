@@ -17,6 +17,7 @@ from PIL import Image
 from solotrack.data.annotation_file import DatasetError
 from solotrack.data.intensity import Stretch
 from solotrack.engine.embedding_metrics import identified_frames, shift_test, video_association
+from solotrack.modeling.meta_arch.solo_track import Features
 from solotrack.modeling.solo.targets import assign_grid_targets
 from solotrack.ops.masks import centers_of_mass, masks_to_boxes
 from solotrack.ops.rle import encode_masks
@@ -83,7 +84,7 @@ def setup(names: dict[str, list]) -> tuple[CfgNode, torch.nn.Module]:
     """A config and a model whose "features" are the normalised picture itself, for heads made by hand."""
     cfg = tiny.config(names)
     model = tiny.model(cfg)
-    model.features = lambda images: images.tensor
+    model.features = lambda images: Features([], images.tensor)
     return cfg, model
 
 
@@ -171,7 +172,7 @@ def test_embeddings_of_true_instances(names: dict[str, list], size: int) -> None
         padded = tuple(images.tensor.shape[-2:])
         index = assign_grid_targets([truth], padded, GRIDS, (4, 4, 8), model.scale_ranges, 0.2, 1).instance_index[0]
         with torch.no_grad():
-            cells = model.embedding_head(model.features(images))[0]
+            cells = model.embedding_head(model.features(images).embedded)[0]
         for number in range(5):
             torch.testing.assert_close(frame.embeddings[number], cells[index == number].mean(dim=0), rtol=1e-4, atol=1e-4)
         assert frame.identities.tolist() == identities.tolist()
@@ -194,7 +195,7 @@ def test_channel_order_is_the_model_s(names: dict[str, list]) -> None:
     for order, mean in (("RGB", [100.0, 120.0, 140.0]), ("BGR", [140.0, 120.0, 100.0])):
         cfg = tiny.config(names | {"INPUT.FORMAT": order, "MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": [1.0, 1.0, 1.0]})
         model = tiny.model(cfg)
-        model.features = lambda images: images.tensor
+        model.features = lambda images: Features([], images.tensor)
         model.embedding_head.forward = color_at_cells
         results.append(shift_test(cfg, model, "squares_images", images=5))
     assert results[0].match == results[1].match

@@ -183,7 +183,7 @@ def test_mmdet_solo_loads_whole_and_predicts_the_same(tool, solo: nn.Module, tmp
         assert torch.equal(model.state_dict()[name], value), name
     image = [{"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))}]
     with torch.no_grad():
-        ours, theirs = (m.head.category_logits(m.features(m.preprocess(image))) for m in (model, solo))
+        ours, theirs = (m.head.category_logits(m.features(m.preprocess(image)).levels) for m in (model, solo))
     assert torch.equal(ours, theirs)
     assert ours.std(dim=(0, 1)).min() > 1e-3  # each category has an order to lose
 

@@ -150,7 +150,8 @@ def run_video_step(args: argparse.Namespace) -> None:
         model.zero_grad()
         with torch.autocast(args.device.type, dtype=step.dtype) if step.dtype else contextlib.nullcontext():
             features = model.features(model.preprocess(frames))
-            outputs = [model.head.category_logits(features), *model.head.mask_features(features), model.embedding_head(features)]
+            maps = [model.head.category_logits(features.levels), *model.head.mask_features(features.levels)]
+            outputs = [*maps, model.embedding_head(features.embedded)]
         sum(output.float().mean() for output in outputs).backward()
 
     calls, cycle_loss = [], video_branch.cycle_loss

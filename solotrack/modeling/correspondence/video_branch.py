@@ -131,6 +131,7 @@ class VideoBranch(nn.Module):
     def losses(
         self,
         features: Sequence[torch.Tensor],
+        embedded: Sequence[torch.Tensor],
         frames: int,
         padded_size: tuple[int, int],
         detector: SOLOHead,
@@ -141,7 +142,8 @@ class VideoBranch(nn.Module):
         """The losses of a batch of clips.
 
         Args:
-            features: of the clips' frames, one clip after the other: (B * frames, Cin, h, w) a level.
+            features: of the clips' frames, one clip after the other: (B * frames, Cin, h, w) a level; the detector's.
+            embedded: the same for the embedding heads.
             frames: in a clip.
             padded_size: (Hp, Wp) of the batch.
             detector, inference: find the nodes, without gradient.
@@ -150,7 +152,7 @@ class VideoBranch(nn.Module):
         """
         cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
         cells, valid = cells.unflatten(0, (-1, frames)), valid.unflatten(0, (-1, frames))  # (B, frames, max_nodes)
-        nodes = _read((image_head if self.head is None else self.head)(features), cells)
+        nodes = _read((image_head if self.head is None else self.head)(embedded), cells)
         null_sim = self._null_similarity(image_head)
         cycle = cycle_loss(
             nodes,
@@ -168,7 +170,7 @@ class VideoBranch(nn.Module):
         links = confident_links(
             nodes, valid, metric=self.metric, temperature=self.temperature, null_sim=null_sim, thresh=self.pseudo_thresh
         )
-        image_nodes = nodes if self.head is None else _read(image_head(features), cells)
+        image_nodes = nodes if self.head is None else _read(image_head(embedded), cells)
         identity = pseudo_identity_loss(image_nodes, valid, links, videos, metric=self.image_metric, scale=self.image_scale)
         return found._replace(identity=identity, links=links.sum(dim=(2, 3)).float().mean())
 

@@ -23,6 +23,10 @@ class EmbeddingHead(nn.Module):
     GroupNorm and ReLU, and a last 3×3 convolution to D channels without an activation. Weights are shared by all levels.
     No coordinates are fed by default: the embedding is to rely on appearance, not location (paper §3.2, iii).
 
+    Zero padding tells a network where in the image it is as far as its receptive field reaches, and image losses that compare instances
+    within an image can be solved by that alone. Where images are small beside the receptive field of FPN's levels, an early stage of the
+    bottom-up network and 1x1 convolutions keep the place out of sight (METHOD 16).
+
     Attributes:
         null_logit: scalar buffer, the calibrated logit that stands for "a new object" when tracking (METHOD 5.3); NaN = not
             calibrated. A buffer, so that it travels with the checkpoint it was measured on.
@@ -42,6 +46,7 @@ class EmbeddingHead(nn.Module):
         out_norm: str = "none",
         coord: bool = False,
         separate_per_level: bool = False,
+        kernel_size: int = 3,
     ):
         """
         Args:
@@ -52,6 +57,7 @@ class EmbeddingHead(nn.Module):
             out_norm: "none", "l2" (embeddings of unit length) or "layernorm" (over D, learned gain and bias).
             coord: feed the x and y coordinates to the tower, as the mask branch does.
             separate_per_level: a tower and an output convolution for each level.
+            kernel_size: of all convolutions, odd.
         """
         super().__init__()
         self.num_grids = list(num_grids)
@@ -59,9 +65,10 @@ class EmbeddingHead(nn.Module):
         self.out_norm = out_norm
         copies = len(self.num_grids) if separate_per_level else 1
         self.towers = nn.ModuleList(
-            Tower(in_channels, channels, num_convs, norm=norm, num_groups=num_groups, coord=coord) for _ in range(copies)
+            Tower(in_channels, channels, num_convs, norm=norm, num_groups=num_groups, coord=coord, kernel_size=kernel_size)
+            for _ in range(copies)
         )
-        self.outputs = nn.ModuleList(nn.Conv2d(channels, dim, kernel_size=3, padding=1) for _ in range(copies))
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, dim, kernel_size=kernel_size, padding=kernel_size // 2) for _ in range(copies))
         for output in self.outputs:
             nn.init.normal_(output.weight, std=0.01)
             nn.init.zeros_(output.bias)
@@ -70,9 +77,10 @@ class EmbeddingHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        """``input_shape`` has FPN's outputs and, for EMB.STAGE, those of the bottom-up network."""
         solo, emb = cfg.MODEL.SOLO, cfg.MODEL.SOLO_TRACK.EMB
         return {
-            "in_channels": input_shape[solo.IN_FEATURES[0]].channels,
+            "in_channels": input_shape[emb.STAGE or solo.IN_FEATURES[0]].channels,
             "num_grids": solo.NUM_GRIDS,
             "dim": emb.DIM,
             "num_convs": emb.NUM_CONVS,
@@ -82,13 +90,14 @@ class EmbeddingHead(nn.Module):
             "out_norm": emb.OUT_NORM,
             "coord": emb.COORD,
             "separate_per_level": emb.SEPARATE_PER_LEVEL,
+            "kernel_size": emb.KERNEL_SIZE,
         }
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embedding of every cell.
 
         Args:
-            features: for each level (N, Cin, H_l, W_l), already resized to the level's stride (``SOLOHead.rescale``).
+            features: for each level (N, Cin, H_l, W_l), ``Features.embedded`` of the network.
 
         Returns:
             (N, R, D), cells level by level and row by row: flat index = offset of the level + row * S + column.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -23,7 +24,30 @@ from ..solo.inference import SOLOInference, embedding_cells
 from ..solo.losses import category_loss, mask_loss
 from ..solo.targets import GridTargets, assign_grid_targets
 
-__all__ = ["SOLOTrack"]
+__all__ = ["Features", "SOLOTrack"]
+
+
+class Features(NamedTuple):
+    """What the heads read of N images.
+
+    Attributes:
+        levels: FPN's maps at the strides of the category and mask branches, (N, Cin, Hp/stride, Wp/stride) a level.
+        embedded: the embedding head's for each level: the same, or the map of the bottom-up stage that it reads.
+    """
+
+    levels: list[torch.Tensor]
+    embedded: list[torch.Tensor]
+
+
+@contextmanager
+def _outputs_of(module: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Collects the named outputs of a module that others call."""
+    found: dict[str, torch.Tensor] = {}
+    handle = module.register_forward_hook(lambda _module, _inputs, outputs: found.update(outputs))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -64,6 +88,7 @@ class SOLOTrack(nn.Module):
         embedding_head: EmbeddingHead | None,
         embedding_loss: InstanceContrastiveLoss | None,
         video_branch: VideoBranch | None,
+        embedding_stage: str,
         embedding_read: str,
         pool_levels: str,
         views: int,
@@ -84,6 +109,7 @@ class SOLOTrack(nn.Module):
             embedding_head: the tracking head, or None for plain SOLO.
             embedding_loss: its image losses, or None.
             video_branch: learns from unlabelled clips, or None.
+            embedding_stage: of the backbone's bottom-up network, which the embedding heads read; "" = the maps of ``in_features``.
             embedding_read: cells a detection's embedding is the mean of, see ``embedding_cells``.
             pool_levels: "all" or "per_level", as the embedding was trained.
             views: 2 when every training image brings a ``second_view``.
@@ -104,6 +130,7 @@ class SOLOTrack(nn.Module):
         self.embedding_head = embedding_head
         self.embedding_loss = embedding_loss
         self.video_branch = video_branch
+        self.embedding_stage = embedding_stage
         self.embedding_read = embedding_read
         self.pool_levels = pool_levels
         self.views = views
@@ -126,6 +153,13 @@ class SOLOTrack(nn.Module):
         if missing:
             raise ConfigError(f"MODEL.SOLO.IN_FEATURES names {missing[0]}, which the backbone does not have; it has {', '.join(shapes)}.")
         solo, emb = cfg.MODEL.SOLO, cfg.MODEL.SOLO_TRACK.EMB
+        if emb.ENABLED and emb.STAGE:
+            stages = backbone.bottom_up.output_shape() if hasattr(backbone, "bottom_up") else {}
+            if emb.STAGE not in stages:
+                raise ConfigError(
+                    f"MODEL.SOLO_TRACK.EMB.STAGE is {emb.STAGE!r}, no stage of the bottom-up network; it has {', '.join(stages) or 'none'}."
+                )
+            shapes = shapes | stages
         return {
             "backbone": backbone,
             "in_features": list(cfg.MODEL.SOLO.IN_FEATURES),
@@ -139,6 +173,7 @@ class SOLOTrack(nn.Module):
             "embedding_head": EmbeddingHead(cfg, shapes) if emb.ENABLED else None,
             "embedding_loss": InstanceContrastiveLoss(cfg) if emb.ENABLED else None,
             "video_branch": VideoBranch(cfg, shapes) if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED else None,
+            "embedding_stage": emb.STAGE if emb.ENABLED else "",
             "embedding_read": cfg.MODEL.SOLO_TRACK.EMB_READ,
             "pool_levels": emb.POOL_LEVELS,
             "views": emb.VIEWS if emb.ENABLED else 1,
@@ -194,7 +229,8 @@ class SOLOTrack(nn.Module):
         with _running_statistics(self.backbone):
             features = self.features(images)
         return self.video_branch.losses(
-            features,
+            features.levels,
+            features.embedded,
             len(clips[0]["frames"]),
             tuple(images.tensor.shape[-2:]),
             self.head,
@@ -224,10 +260,15 @@ class SOLOTrack(nn.Module):
         padding = ImageList.from_tensors(images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints)
         return ImageList(padding.tensor.contiguous(memory_format=self.memory_format), padding.image_sizes)
 
-    def features(self, images: ImageList) -> list[torch.Tensor]:
-        """FPN features at the strides of the heads, [(N, Cin, Hp/stride, Wp/stride)] a level."""
-        features = self.backbone(images.tensor)
-        return self.head.rescale([features[name] for name in self.in_features], tuple(images.tensor.shape[-2:]))
+    def features(self, images: ImageList) -> Features:
+        """Of backbone and FPN, for all heads."""
+        if self.embedding_stage:
+            with _outputs_of(self.backbone.bottom_up) as stages:
+                features = self.backbone(images.tensor)
+        else:
+            features = self.backbone(images.tensor)
+        levels = self.head.rescale([features[name] for name in self.in_features], tuple(images.tensor.shape[-2:]))
+        return Features(levels, [stages[self.embedding_stage]] * len(levels) if self.embedding_stage else levels)
 
     def assign(self, instances: list[Instances], padded_size: tuple[int, int]) -> GridTargets:
         """Grid targets of a batch whose images are padded to ``padded_size`` (Hp, Wp)."""
@@ -241,11 +282,11 @@ class SOLOTrack(nn.Module):
         targets = self.assign(instances, tuple(images.tensor.shape[-2:]))
         losses = {}
         if not self.freeze_detector:
-            logits = self.head.category_logits(features)  # (N, R, C)
+            logits = self.head.category_logits(features.levels)  # (N, R, C)
             losses["loss_category"] = self.category_weight * category_loss(logits, targets.classes, *self.focal)
-            losses["loss_mask"] = self.mask_weight * mask_loss(self.head, features, targets)
+            losses["loss_mask"] = self.mask_weight * mask_loss(self.head, features.levels, targets)
         if self.embedding_head is not None:
-            embeddings = self.embedding_head(features)  # (N, R, D)
+            embeddings = self.embedding_head(features.embedded)  # (N, R, D)
             gt_ids = [x.gt_ids for x in instances]
             losses.update(self.embedding_loss(embeddings, targets.instance_index, gt_ids, self.views, get_event_storage().iter))
         return losses
@@ -256,11 +297,11 @@ class SOLOTrack(nn.Module):
         padded_size = tuple(images.tensor.shape[-2:])
         features = self.features(images)
         sizes = [(x.get("height", size[0]), x.get("width", size[1])) for x, size in zip(batched_inputs, images.image_sizes, strict=True)]
-        scores = self.head.category_logits(features).float().sigmoid()  # half precision would make ties for point NMS
+        scores = self.head.category_logits(features.levels).float().sigmoid()  # half precision would make ties for point NMS
         clusters = self.embedding_head is not None and self.embedding_read == "cluster"
-        results = self.inference(self.head, features, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
+        results = self.inference(self.head, features.levels, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
         if self.embedding_head is not None:
-            embeddings = self.embedding_head(features).float()  # (N, R, D)
+            embeddings = self.embedding_head(features.embedded).float()  # (N, R, D)
             if self.embedding_loss.metric == "cosine":  # as training, before cells are averaged
                 embeddings = F.normalize(embeddings, dim=2, eps=NORM_EPS)
             for image_embeddings, image_size, instances in zip(embeddings, images.image_sizes, results, strict=True):

@@ -18,7 +18,16 @@ __all__ = ["SOLO_HEADS", "DecoupledSOLOHead", "SOLOHead", "Tower"]
 class Tower(nn.Sequential):
     """A stack of [3x3 convolution, GroupNorm, ReLU] (METHOD 1.2)."""
 
-    def __init__(self, in_channels: int, channels: int, num_convs: int, norm: str = "GN", num_groups: int = 32, coord: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_convs: int,
+        norm: str = "GN",
+        num_groups: int = 32,
+        coord: bool = False,
+        kernel_size: int = 3,
+    ):
         """
         Args:
             in_channels: of the feature map.
@@ -27,6 +36,7 @@ class Tower(nn.Sequential):
             norm: "GN" or "" for none (the convolutions then have a bias).
             num_groups: of GroupNorm.
             coord: append two channels to the input that hold x, then y, in [-1, 1] (CoordConv).
+            kernel_size: of every convolution, odd.
         """
         convs = []
         channels_in = in_channels + (2 if coord else 0)
@@ -34,8 +44,8 @@ class Tower(nn.Sequential):
             conv = Conv2d(
                 channels_in,
                 channels,
-                kernel_size=3,
-                padding=1,
+                kernel_size=kernel_size,
+                padding=kernel_size // 2,
                 bias=not norm,
                 norm=nn.GroupNorm(num_groups, channels) if norm else None,
                 activation=F.relu_,

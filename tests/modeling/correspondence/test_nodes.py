@@ -15,7 +15,7 @@ def pictures() -> tuple:
         [{"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))} for n in range(3)]
     )
     with torch.no_grad():
-        features = model.features(images)
+        features = model.features(images).levels
         scores = model.head.category_logits(features).sigmoid()
     return model, images, features, scores
 

@@ -58,6 +58,16 @@ def test_copies_of_a_node_go_as_the_config_says() -> None:
     assert nodes[0.0] < nodes[0.5] < nodes[1.0]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_the_embedding_of_a_stage_learns_from_clips(share: bool) -> None:
+    model = build({"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": share, "MODEL.SOLO_TRACK.EMB.STAGE": "res3"}).train()
+    model.clip_losses(clips(2)).cycle.backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("backbone.bottom_up.res3") for name in moved)
+    assert not any(name.startswith(("backbone.fpn", "backbone.bottom_up.res4")) for name in moved)
+    assert any(name.startswith("embedding_head" if share else "video_branch") for name in moved)
+
+
 def test_a_shared_head_learns_from_clips() -> None:
     model = build({"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": True}).train()
     model.clip_losses(clips(2)).cycle.backward()

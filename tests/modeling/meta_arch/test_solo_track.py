@@ -271,12 +271,47 @@ def test_embeddings_are_means_over_the_cells_of_each_way_to_read(mode: str) -> N
     cells, valid = embedding_cells(
         mode, instances, image_size=(48, 64), padded_size=padded, num_grids=(8, 6, 4), scale_ranges=model.scale_ranges, sigma=0.2
     )
-    of_cells = model.embedding_head(model.features(images))[0]
+    of_cells = model.embedding_head(model.features(images).embedded)[0]
     expected = torch.stack([of_cells[row[ok]].mean(dim=0) for row, ok in zip(cells, valid, strict=True)])
     torch.testing.assert_close(instances.embeddings, expected)
     assert mode == "cell" or valid.sum(dim=1).max() > 1
     plain = detector()([x])[0]["instances"]
     assert (plain.cell_indices == instances.cell_indices).all() and (plain.scores == instances.scores).all()
+
+
+LOCAL = {"MODEL.SOLO_TRACK.EMB.STAGE": "res2", "MODEL.SOLO_TRACK.EMB.KERNEL_SIZE": 1, "MODEL.SOLO.NORM": ""}
+
+
+@torch.no_grad()
+def test_an_embedding_of_an_early_stage_does_not_see_the_whole_image() -> None:
+    """Stem (7x7, stride 2), pooling (3x3, stride 2) and two 3x3 convolutions at a stride of 4 see 27 pixels, the resizing 4 more."""
+    model = tiny.model(tiny.config(LOCAL), spread=0.3).eval()
+    image = sample()["image"]
+    there = image.clone()
+    there[:, :, 40:] = torch.randint(0, 256, there[:, :, 40:].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    one, two = (
+        model.embedding_head(model.features(model.preprocess([{"image": x}])).embedded)[0, :64].view(8, 8, -1) for x in (image, there)
+    )
+    changed = (one != two).any(dim=2)  # (8, 8) cells of the first level, 8 pixels each
+    assert not changed[:, :2].any() and changed[:, 5:].all()
+    far = tiny.model(tiny.config({"MODEL.SOLO.NORM": ""}), spread=0.3).eval()
+    one, two = (far.embedding_head(far.features(far.preprocess([{"image": x}])).embedded)[0, :64] for x in (image, there))
+    assert (one != two).any(dim=1).all(), "FPN's levels see all of so small an image"
+
+
+def test_an_embedding_of_a_stage_learns_past_fpn() -> None:
+    model = tiny.model(tiny.config(LOCAL), spread=0.3).train()
+    losses = model([sample(seed=1), sample(seed=2)])
+    assert losses.keys() == LOSSES
+    sum(losses[name] for name in ("loss_center", "loss_contrast", "loss_me")).backward()
+    moved = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("backbone.bottom_up.res2") for name in moved)
+    assert not any(name.startswith(("backbone.fpn", "backbone.bottom_up.res3", "head.")) for name in moved)
+
+
+def test_a_stage_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"EMB\.STAGE is 'res7', no stage of the bottom-up network; it has res2, res3, res4, res5"):
+        tiny.model(tiny.config({"MODEL.SOLO_TRACK.EMB.STAGE": "res7"}))
 
 
 @torch.no_grad()
