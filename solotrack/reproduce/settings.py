@@ -31,11 +31,13 @@ _PLUS = {  # beyond the paper, each alone on top of two views and video: recipe 
 }
 
 
+_FPN = ("MODEL.SOLO_TRACK.EMB.STAGE", "''", "MODEL.SOLO_TRACK.EMB.KERNEL_SIZE", "3")  # an embedding that sees all of so small an image
+
+
 def _synthetic_recipes() -> dict[str, Recipe]:
     configs, data = "projects/solo_track/configs/synthetic", ("synthetic",)
     recipes = {}
-    for views, words in (("", ()), ("_whole_view", ("INPUT.VIEWS.SCATTER", "0.0")), ("_two_view", ())):
-        yamls = "_two_view" if views else ""
+    for views, yamls, words in (("", "", ()), ("_two_view", "_two_view", ()), ("_fpn", "", _FPN)):
         start, video = f"ic_me{views}", f"{configs}/ic_me_video{yamls}.yaml"
         recipes[f"ic{views}"] = Recipe(f"{configs}/ic{yamls}.yaml", overrides=words, data=data, hours=0.2)
         recipes[start] = Recipe(f"{configs}/ic_me{yamls}.yaml", overrides=words, data=data, hours=0.2)

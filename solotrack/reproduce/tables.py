@@ -67,8 +67,8 @@ _FULL_NOTES = (
 
 _BLOCKS = {
     "": "Image losses as the paper writes them",
-    "_whole_view": "Two views of each image",
     "_two_view": "Two views of each image, its instances moved singly between them",
+    "_fpn": "Image losses as the paper writes them, the embedding from FPN's levels, which see all of so small an image",
 }
 
 

@@ -83,7 +83,7 @@ def test_tables_share_trainings_and_measurements(data: str) -> None:
 
 def test_video_starts_from_the_image_stage_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for views, scatter in (("", 0.5), ("_whole_view", 0.0), ("_two_view", 0.5)):
+    for views, read in (("", "res3"), ("_two_view", ""), ("_fpn", "")):
         for name in ("ic_me_video", "ic_me_longer"):
             stage = plan("synthetic", "table1")[f"{name}{views}/seed1/train"]
             start = plan("synthetic", "table1")[f"ic_me{views}/seed1/train"]
@@ -91,10 +91,9 @@ def test_video_starts_from_the_image_stage_of_its_seed(monkeypatch: pytest.Monke
             cfg = load_config(args.config_file, args.opts)
             assert stage.needs[0] == start.name and start.outputs == (cfg.MODEL.WEIGHTS,)
             video, clips, count = cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED, cfg.SOLVER.CLIPS_PER_BATCH, cfg.MODEL.SOLO_TRACK.EMB.VIEWS
-            assert video == (clips > 0) == (name == "ic_me_video") and count == (2 if views else 1)
-            assert (
-                cfg.INPUT.VIEWS.SCATTER == scatter == load_config(understood(start).config_file, understood(start).opts).INPUT.VIEWS.SCATTER
-            )
+            assert video == (clips > 0) == (name == "ic_me_video") and count == (2 if views == "_two_view" else 1)
+            before = load_config(understood(start).config_file, understood(start).opts)
+            assert cfg.MODEL.SOLO_TRACK.EMB.STAGE == before.MODEL.SOLO_TRACK.EMB.STAGE == read
 
 
 def test_what_makes_a_cell_wins_over_the_user_s_overrides() -> None:
