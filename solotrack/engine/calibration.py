@@ -25,7 +25,7 @@ from ..ops.similarity import pairwise_similarity
 from ..tracking.base import select_instances
 from .streaming import VideoTracker
 
-__all__ = ["CalibrateNullLogit", "calibrate_null_logit", "equal_error_threshold"]
+__all__ = ["CalibrateNullLogit", "calibrate_null_logit", "equal_error_threshold", "least_error_threshold"]
 
 _MIN_SAMPLES = 20  # of known and of new objects; fewer say nothing
 
@@ -40,11 +40,33 @@ def equal_error_threshold(known: torch.Tensor, new: torch.Tensor) -> tuple[float
     Returns:
         The threshold, and the mean of the two error rates there.
     """
-    candidates = torch.cat([known, new]).unique()
-    missed = torch.searchsorted(known.sort().values, candidates) / len(known)  # known below the threshold
-    fooled = 1 - torch.searchsorted(new.sort().values, candidates) / len(new)  # new at or above it
+    candidates, missed, fooled = _errors(known, new)
     best = (missed - fooled).abs().argmin()
     return candidates[best].item(), ((missed + fooled) / 2)[best].item()
+
+
+def least_error_threshold(known: torch.Tensor, new: torch.Tensor, new_share: float) -> tuple[float, float]:
+    """The threshold with the fewest objects on its wrong side, where a share ``new_share`` of all objects that come by is new.
+
+    Args:
+        known, new: as for :func:`equal_error_threshold`, in any numbers.
+        new_share: above 0 and below 1. Tracks last: in a video of T frames that each object stays in, 1 / T of what is seen is new.
+
+    Returns:
+        The threshold, and the share of objects on its wrong side.
+    """
+    candidates, missed, fooled = _errors(known, new)
+    wrong = (1 - new_share) * missed + new_share * fooled
+    best = wrong.argmin()
+    return candidates[best].item(), wrong[best].item()
+
+
+def _errors(known: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Thresholds (c,), and at each the share of ``known`` below it and that of ``new`` at or above it."""
+    candidates = torch.cat([known, new]).unique()
+    missed = torch.searchsorted(known.sort().values, candidates) / len(known)
+    fooled = 1 - torch.searchsorted(new.sort().values, candidates) / len(new)
+    return candidates, missed, fooled
 
 
 def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,8 +81,9 @@ def _embeddings_of_truth(prediction: Instances, truth: Instances, min_iou: float
 def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records: Sequence[Any] | None = None) -> tuple[float, float] | None:
     """Set ``model.embedding_head.null_logit`` from pairs of views of labelled images, or of frames of unlabelled videos.
 
-    The null logit is the threshold on the largest similarity at which known objects fall below it as often as new ones reach it. Known
-    and new objects come from what CALIBRATION.SOURCE names:
+    The null logit is a threshold on the largest similarity: with a CALIBRATION.NEW_SHARE of 0 the one at which known objects fall below
+    it as often as new ones reach it, else the one with the fewest mistakes where that share of objects is new. Known and new objects
+    come from what CALIBRATION.SOURCE names:
 
     * "images": two strong views of a training image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden
       from the first; in the second these are new, the others known.
@@ -92,9 +115,10 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records:
     if min(len(known), len(new)) < _MIN_SAMPLES:
         logger.warning(f"Null logit not calibrated: only {len(known)} known and {len(new)} new objects were detected.")
         return None
-    value, error = equal_error_threshold(known, new)
+    share = cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE
+    value, error = least_error_threshold(known, new, share) if share > 0 else equal_error_threshold(known, new)
     model.embedding_head.null_logit.fill_(value)
-    logger.info(f"Null logit {value:.3f}: {error:.1%} of {len(known)} known and of {len(new)} new objects on the wrong side.")
+    logger.info(f"Null logit {value:.3f}, from {len(known)} known and {len(new)} new objects: {error:.1%} on the wrong side.")
     return value, error
 
 
