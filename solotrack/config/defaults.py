@@ -260,7 +260,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cal.ENABLED = True
     cal.SOURCE = "images"  # pairs of views of training images; or "clips": pairs of frames of DATASETS.TRAIN_CLIPS, as videos look, M16
     cal.IMAGES = 200  # pairs
-    cal.NEW_SHARE = 0.0  # share of objects taken to be new where mistakes are fewest; 0: known and new are mistaken equally often, M5.3, M16
+    cal.NEW_SHARE = 0.0  # share of objects that is new where mistakes are fewest; 0: both kinds are mistaken equally often, M5.3, M16
     cal.DROP = 0.5  # share of the instances hidden from the first view: they must read as new; "images" only
 
     # ---- test-time adaptation, M4
