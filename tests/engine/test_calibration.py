@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from solotrack.data.clip_mapper import sample_clips
 from solotrack.data.clip_sets import load_clip_videos
 from solotrack.data.loader import training_records, training_samples
 from solotrack.engine import calibration
-from solotrack.engine.calibration import CalibrateNullLogit, calibrate_null_logit, equal_error_threshold
+from solotrack.engine.calibration import CalibrateNullLogit, calibrate_null_logit, equal_error_threshold, least_error_threshold
 from solotrack.engine.streaming import VideoTracker
 from tests import tiny
 
@@ -56,6 +57,28 @@ def test_threshold_by_hand() -> None:
     assert equal_error_threshold(new, known)[1] == 1
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(8))
+def test_fewest_mistakes_against_every_candidate(seed: int, share: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    known, new = torch.randn(40, generator=rng) + 1, torch.randn(25, generator=rng)
+    if seed % 2:  # many ties
+        known, new = known.round(), new.round()
+    threshold, wrong = least_error_threshold(known, new, share)
+
+    def mistakes(threshold: float) -> float:
+        missed, fooled = errors_at(threshold, known, new)
+        return (1 - share) * missed + share * fooled
+
+    assert wrong == pytest.approx(mistakes(threshold), abs=1e-6)
+    assert wrong == pytest.approx(min(mistakes(value) for value in torch.cat([known, new]).tolist()), abs=1e-6)
+
+
+def test_the_rarer_new_objects_are_the_lower_the_threshold() -> None:
+    known, new = torch.tensor([2.0, 5, 6, 7]), torch.tensor([1.0, 3, 4, 5.5])
+    assert [least_error_threshold(known, new, share)[0] for share in (0.1, 0.5, 0.9)] == [2, 5, 6]
+
+
 # ---- the calibration
 
 
@@ -89,13 +112,16 @@ def scores_one_by_one(seed: int) -> tuple[list[float], list[float]]:
     return known, new
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_calibration_of_a_trained_model(seed: int) -> None:
+@pytest.mark.parametrize("seed,new_share", [(0, 0.0), (1, 0.0), (0, 0.1)])
+def test_calibration_of_a_trained_model(seed: int, new_share: float) -> None:
     cfg, model = tiny.trained()
+    cfg = cfg.clone()
+    cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE = new_share
     known, new = scores_one_by_one(seed)
     assert min(len(known), len(new)) >= 20
     value, error = calibrate_null_logit(cfg, model, seed)
-    expected, expected_error = equal_error_threshold(torch.tensor(known), torch.tensor(new))
+    threshold = partial(least_error_threshold, new_share=new_share) if new_share else equal_error_threshold
+    expected, expected_error = threshold(torch.tensor(known), torch.tensor(new))
     assert value == pytest.approx(expected, abs=1e-3) and error == pytest.approx(expected_error, abs=1e-3)
     assert error < 0.45, "better than chance"
     assert model.embedding_head.null_logit.item() == pytest.approx(value)
