@@ -3,8 +3,9 @@
 
   tools/calibrate.py --config-file C.yaml --weights model_final.pth --output calibrated.pth
 
-Training does this before each checkpoint. Run it for weights from elsewhere, after changing TRACKER_HEADS.METRIC or SCALE, or for
-other images (DATASETS.TRAIN): two views of an image stand for two frames, and objects hidden from the first are the new ones.
+Training does this before each checkpoint. Run it for weights from elsewhere, after changing TRACKER_HEADS.METRIC, SCALE or
+CALIBRATION.* (NEW_SHARE 0.1 suits tracks of ten frames and more), or for other images (DATASETS.TRAIN): two views of an image
+stand for two frames, and objects hidden from the first are the new ones.
 Where videos look unlike the images, calibrate on unlabelled videos instead:
 
   tools/calibrate.py ... TRACKER_HEADS.CALIBRATION.SOURCE clips \\
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     checkpointer.save(output.stem, tag=False)
-    print(f"null logit {result[0]:.3f} (error rate {result[1]:.3f}): {output}")
+    print(f"null logit {result[0]:.3f} ({result[1]:.1%} on the wrong side): {output}")
 
 
 def main(argv: list[str] | None = None) -> int:

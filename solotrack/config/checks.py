@@ -292,9 +292,11 @@ def _model_faults(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED and not emb.ENABLED:
         yield "MODEL.SOLO_TRACK.VIDEO.ENABLED needs MODEL.SOLO_TRACK.EMB.ENABLED: the video branch improves what the embedding head reads."
     if cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED and solo.FREEZE:
-        yield "MODEL.SOLO_TRACK.VIDEO.ENABLED and MODEL.SOLO.FREEZE exclude each other: the video branch acts on backbone and FPN."
+        yield "MODEL.SOLO_TRACK.VIDEO.ENABLED and MODEL.SOLO.FREEZE exclude each other: the video branch acts on the features."
     if cfg.TTA.ENABLED and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
         yield "TTA.ENABLED needs MODEL.SOLO_TRACK.VIDEO.ENABLED: the video branch's loss is what adapts the model."
+    if cfg.TTA.ENABLED and emb.STAGE and set(cfg.TTA.PARTS) == {"fpn"}:
+        yield "TTA.PARTS is fpn alone, but with MODEL.SOLO_TRACK.EMB.STAGE the embedding does not read FPN: there is nothing to adapt."
     unknown = set(cfg.TTA.PARTS) - {"backbone", "fpn", "video_head"}
     if unknown or not cfg.TTA.PARTS:
         yield f"TTA.PARTS is {cfg.TTA.PARTS}; it must name one or more of backbone, fpn and video_head."

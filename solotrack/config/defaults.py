@@ -115,7 +115,8 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     video.SIM = "cosine"  # or "dot", M3.3
     video.TEMPERATURE = 0.07  # divisor of similarities, M3.3
     video.UNMATCHED = "none"  # objects without partner: "none" (eq 8 as written), "start_small", "null" or "mutual", M3.4
-    video.NULL_SIM = None  # similarity of the dust bin of "null" and PSEUDO_WEIGHT; None: the image head's calibrated null logit's, or 0.3
+    # similarity of the dust bin of "null" and PSEUDO_WEIGHT; None: the calibrated null logit's, which NEW_SHARE lowers, or 0.3
+    video.NULL_SIM = None
     video.PALINDROME = "full"  # there and back through the whole clip (eq 8), or "all" shorter ones too, M3.3
     video.EDGE_DROPOUT = 0.0  # share of affinities dropped in training, M3.3
     video.PSEUDO_WEIGHT = 0.0  # of pseudo identities: what the branch links with confidence is one object to EMB's head; 0 = off, M11

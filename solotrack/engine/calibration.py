@@ -100,7 +100,8 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records:
             data sets for them.
 
     Returns:
-        (null logit, error rate), or None (and the buffer left alone) when the detector finds too few objects to tell.
+        (null logit, share of objects on its wrong side: the mean of the two kinds', or with a NEW_SHARE that of all objects), or None
+        (and the buffer left alone) when the detector finds too few objects to tell.
 
     Raises:
         ConfigError, DatasetError, FileNotFoundError: data sets that cannot be read. Frames that cannot be are left out with a warning.
@@ -118,7 +119,13 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records:
     share = cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE
     value, error = least_error_threshold(known, new, share) if share > 0 else equal_error_threshold(known, new)
     model.embedding_head.null_logit.fill_(value)
-    logger.info(f"Null logit {value:.3f}, from {len(known)} known and {len(new)} new objects: {error:.1%} on the wrong side.")
+    missed, fooled = (known < value).float().mean().item(), (new >= value).float().mean().item()
+    logger.info(f"Null logit {value:.3f}: {missed:.1%} of {len(known)} known and {fooled:.1%} of {len(new)} new objects on the wrong side.")
+    if share > 0 and error >= min(share, 1 - share):
+        logger.warning(
+            "Known and new objects look alike: mistakes are fewest where all are taken for one kind. "
+            "TRACKER_HEADS.CALIBRATION.NEW_SHARE 0 mistakes both kinds equally often instead."
+        )
     return value, error
 
 

@@ -57,7 +57,7 @@ def identified_frames(cfg: CfgNode, model: nn.Module, frames: Sequence[tuple[np.
     images = model.preprocess(inputs)
     targets = model.assign(truths, tuple(images.tensor.shape[-2:]))
     found = instance_centers(
-        model.embedding_head(model.features(images).embedded),
+        model.embedding_head(model.features(images).for_embedding),
         targets.instance_index,
         [len(x) for x in truths],
         normalize=cfg.MODEL.SOLO_TRACK.EMB.SIM == "cosine",

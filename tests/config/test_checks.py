@@ -100,6 +100,10 @@ def test_values_that_exclude_one_another() -> None:
     for overrides, text in (
         (["MODEL.SOLO.CHANNELS", "100"], r"MODEL\.SOLO\.CHANNELS \(100\) must be a multiple of MODEL\.SOLO\.NUM_GROUPS \(32\)"),
         (["MODEL.SOLO_TRACK.EMB.CHANNELS", "100"], r"MODEL\.SOLO_TRACK\.EMB\.CHANNELS \(100\) must be a multiple"),
+        (
+            ["MODEL.SOLO_TRACK.VIDEO.ENABLED", "True", "TTA.ENABLED", "True", "TTA.PARTS", "['fpn']", "MODEL.SOLO_TRACK.EMB.STAGE", "res3"],
+            r"TTA\.PARTS is fpn alone, but with MODEL\.SOLO_TRACK\.EMB\.STAGE .* nothing to adapt",
+        ),
         (["MODEL.SOLO_TRACK.EMB.KERNEL_SIZE", "2"], r"KERNEL_SIZE is 2; it must be odd"),
         (["MODEL.SOLO_TRACK.EMB.QUEUE", "8", "MODEL.SOLO_TRACK.EMB.LOSS", "infonce"], r"infonce compares cells; set QUEUE to 0"),
         (["MODEL.SMALL_RESNET.CHANNELS", "[32, 64, 64, 128]"], r"neighbours must differ"),

@@ -75,7 +75,7 @@ def test_fewest_mistakes_against_every_candidate(seed: int, share: float) -> Non
 
 
 def test_the_rarer_new_objects_are_the_lower_the_threshold() -> None:
-    known, new = torch.tensor([2.0, 5, 6, 7]), torch.tensor([1.0, 3, 4, 5.5])
+    known, new = torch.tensor([2.0, 5, 6, 7, 8]), torch.tensor([1.0, 2.5, 3, 3.5, 4, 4.5, 5.5])
     assert [least_error_threshold(known, new, share)[0] for share in (0.1, 0.5, 0.9)] == [2, 5, 6]
 
 
@@ -123,9 +123,22 @@ def test_calibration_of_a_trained_model(seed: int, new_share: float) -> None:
     threshold = partial(least_error_threshold, new_share=new_share) if new_share else equal_error_threshold
     expected, expected_error = threshold(torch.tensor(known), torch.tensor(new))
     assert value == pytest.approx(expected, abs=1e-3) and error == pytest.approx(expected_error, abs=1e-3)
-    assert error < 0.45, "better than chance"
+    assert error < (new_share or 0.5) * 0.9, "better than chance"
     assert model.embedding_head.null_logit.item() == pytest.approx(value)
     assert model.embedding_head.null_logit.dim() == 0
+
+
+def test_what_looks_alike_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    cfg, model = tiny.trained()
+    cfg = cfg.clone()
+    cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE = 0.1
+    same = torch.arange(30.0)
+    monkeypatch.setattr(calibration, "_in_views", lambda *_: (same, same))
+    assert calibrate_null_logit(cfg, model) == (0.0, pytest.approx(0.1)), "everything is known"
+    assert "Known and new objects look alike" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(calibration, "_in_views", lambda *_: (same + 20, same))
+    assert calibrate_null_logit(cfg, model)[0] == 20 and "alike" not in caplog.text
 
 
 def on_clips(changes: dict | None = None) -> tuple[CfgNode, torch.nn.Module]:

@@ -172,7 +172,7 @@ def test_embeddings_of_true_instances(names: dict[str, list], size: int) -> None
         padded = tuple(images.tensor.shape[-2:])
         index = assign_grid_targets([truth], padded, GRIDS, (4, 4, 8), model.scale_ranges, 0.2, 1).instance_index[0]
         with torch.no_grad():
-            cells = model.embedding_head(model.features(images).embedded)[0]
+            cells = model.embedding_head(model.features(images).for_embedding)[0]
         for number in range(5):
             torch.testing.assert_close(frame.embeddings[number], cells[index == number].mean(dim=0), rtol=1e-4, atol=1e-4)
         assert frame.identities.tolist() == identities.tolist()

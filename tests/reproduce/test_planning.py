@@ -83,7 +83,7 @@ def test_tables_share_trainings_and_measurements(data: str) -> None:
 
 def test_video_starts_from_the_image_stage_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for views, read in (("", "res3"), ("_two_view", ""), ("_fpn", "")):
+    for views, read in (("", ("res3", 1)), ("_two_view", ("", 3)), ("_fpn", ("", 3))):
         for name in ("ic_me_video", "ic_me_longer"):
             stage = plan("synthetic", "table1")[f"{name}{views}/seed1/train"]
             start = plan("synthetic", "table1")[f"ic_me{views}/seed1/train"]
@@ -93,7 +93,10 @@ def test_video_starts_from_the_image_stage_of_its_seed(monkeypatch: pytest.Monke
             video, clips, count = cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED, cfg.SOLVER.CLIPS_PER_BATCH, cfg.MODEL.SOLO_TRACK.EMB.VIEWS
             assert video == (clips > 0) == (name == "ic_me_video") and count == (2 if views == "_two_view" else 1)
             before = load_config(understood(start).config_file, understood(start).opts)
-            assert cfg.MODEL.SOLO_TRACK.EMB.STAGE == before.MODEL.SOLO_TRACK.EMB.STAGE == read
+            for emb in (cfg.MODEL.SOLO_TRACK.EMB, before.MODEL.SOLO_TRACK.EMB):
+                assert read == (emb.STAGE, emb.KERNEL_SIZE)
+            assert cfg.INPUT.VIEWS.SCATTER == before.INPUT.VIEWS.SCATTER == 0.5
+            assert cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE == before.TRACKER_HEADS.CALIBRATION.NEW_SHARE == 0.1
 
 
 def test_what_makes_a_cell_wins_over_the_user_s_overrides() -> None:

@@ -69,7 +69,7 @@ def test_reasons_stand_in_the_table(run: Run) -> None:
     table = replace(made_up.table(), rows=(Row("a | b", "ic"),))
     text = as_markdown(table, block, run)
     assert "| a \\| b | not run: needs COCO, 8 GPUs |" in text
-    assert "paper" not in text and "gain |" not in text, "columns that no line fills are left out"
+    assert "| paper" not in text and "gain |" not in text, "columns that no line fills are left out"
 
 
 def test_html(run: Run) -> None:

@@ -151,7 +151,7 @@ def run_video_step(args: argparse.Namespace) -> None:
         with torch.autocast(args.device.type, dtype=step.dtype) if step.dtype else contextlib.nullcontext():
             features = model.features(model.preprocess(frames))
             maps = [model.head.category_logits(features.levels), *model.head.mask_features(features.levels)]
-            outputs = [*maps, model.embedding_head(features.embedded)]
+            outputs = [*maps, model.embedding_head(features.for_embedding)]
         sum(output.float().mean() for output in outputs).backward()
 
     calls, cycle_loss = [], video_branch.cycle_loss

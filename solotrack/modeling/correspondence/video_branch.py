@@ -41,7 +41,8 @@ class ClipLosses(NamedTuple):
 class VideoBranch(nn.Module):
     """An embedding head and the cycle loss over its embeddings of the instances of a clip.
 
-    The gradient reaches the features (backbone and FPN), which the image head shares; tracking reads the image head (paper §4.3). With
+    The gradient reaches the features that the head reads (backbone and FPN), which the image head shares; tracking reads the image head
+    (paper §4.3). With
     pseudo identities the image head itself learns from clips: what the branch's own head links with confidence is one object to it.
 
     Attributes:
@@ -131,7 +132,7 @@ class VideoBranch(nn.Module):
     def losses(
         self,
         features: Sequence[torch.Tensor],
-        embedded: Sequence[torch.Tensor],
+        for_embedding: Sequence[torch.Tensor],
         frames: int,
         padded_size: tuple[int, int],
         detector: SOLOHead,
@@ -143,7 +144,7 @@ class VideoBranch(nn.Module):
 
         Args:
             features: of the clips' frames, one clip after the other: (B * frames, Cin, h, w) a level; the detector's.
-            embedded: the same for the embedding heads.
+            for_embedding: the same for the embedding heads.
             frames: in a clip.
             padded_size: (Hp, Wp) of the batch.
             detector, inference: find the nodes, without gradient.
@@ -152,7 +153,7 @@ class VideoBranch(nn.Module):
         """
         cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
         cells, valid = cells.unflatten(0, (-1, frames)), valid.unflatten(0, (-1, frames))  # (B, frames, max_nodes)
-        nodes = _read((image_head if self.head is None else self.head)(embedded), cells)
+        nodes = _read((image_head if self.head is None else self.head)(for_embedding), cells)
         null_sim = self._null_similarity(image_head)
         cycle = cycle_loss(
             nodes,
@@ -170,7 +171,7 @@ class VideoBranch(nn.Module):
         links = confident_links(
             nodes, valid, metric=self.metric, temperature=self.temperature, null_sim=null_sim, thresh=self.pseudo_thresh
         )
-        image_nodes = nodes if self.head is None else _read(image_head(embedded), cells)
+        image_nodes = nodes if self.head is None else _read(image_head(for_embedding), cells)
         identity = pseudo_identity_loss(image_nodes, valid, links, videos, metric=self.image_metric, scale=self.image_scale)
         return found._replace(identity=identity, links=links.sum(dim=(2, 3)).float().mean())
 

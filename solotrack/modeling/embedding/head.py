@@ -19,13 +19,13 @@ __all__ = ["EmbeddingHead"]
 class EmbeddingHead(nn.Module):
     """A copy of SOLO's category branch that ends in D channels (paper §3.2, METHOD 2.1).
 
-    Each level's feature is resized to S×S (bilinear, as the category branch does), goes through a tower of 3×3 convolutions with
-    GroupNorm and ReLU, and a last 3×3 convolution to D channels without an activation. Weights are shared by all levels.
+    Each level's feature is resized to S×S (bilinear, as the category branch does), goes through a tower of 3×3 convolutions (or
+    ``kernel_size``) with GroupNorm and ReLU, and a last one to D channels without an activation. Weights are shared by all levels.
     No coordinates are fed by default: the embedding is to rely on appearance, not location (paper §3.2, iii).
 
     Zero padding tells a network where in the image it is as far as its receptive field reaches, and image losses that compare instances
-    within an image can be solved by that alone. Where images are small beside the receptive field of FPN's levels, an early stage of the
-    bottom-up network and 1x1 convolutions keep the place out of sight (METHOD 16).
+    within an image can be solved by that alone. In small images, all of which FPN's levels see, reading an early stage of the bottom-up
+    network through 1x1 convolutions hides the border from most places (METHOD 16).
 
     Attributes:
         null_logit: scalar buffer, the calibrated logit that stands for "a new object" when tracking (METHOD 5.3); NaN = not
@@ -97,7 +97,7 @@ class EmbeddingHead(nn.Module):
         """Embedding of every cell.
 
         Args:
-            features: for each level (N, Cin, H_l, W_l), ``Features.embedded`` of the network.
+            features: for each level (N, Cin, H_l, W_l), ``Features.for_embedding`` of the network.
 
         Returns:
             (N, R, D), cells level by level and row by row: flat index = offset of the level + row * S + column.

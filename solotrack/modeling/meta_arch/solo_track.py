@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -32,11 +32,11 @@ class Features(NamedTuple):
 
     Attributes:
         levels: FPN's maps at the strides of the category and mask branches, (N, Cin, Hp/stride, Wp/stride) a level.
-        embedded: the embedding head's for each level: the same, or the map of the bottom-up stage that it reads.
+        for_embedding: the embedding head's for each level: the same, or the map of the bottom-up stage that it reads.
     """
 
     levels: list[torch.Tensor]
-    embedded: list[torch.Tensor]
+    for_embedding: list[torch.Tensor]
 
 
 @contextmanager
@@ -230,7 +230,7 @@ class SOLOTrack(nn.Module):
             features = self.features(images)
         return self.video_branch.losses(
             features.levels,
-            features.embedded,
+            features.for_embedding,
             len(clips[0]["frames"]),
             tuple(images.tensor.shape[-2:]),
             self.head,
@@ -262,10 +262,7 @@ class SOLOTrack(nn.Module):
 
     def features(self, images: ImageList) -> Features:
         """Of backbone and FPN, for all heads."""
-        if self.embedding_stage:
-            with _outputs_of(self.backbone.bottom_up) as stages:
-                features = self.backbone(images.tensor)
-        else:
+        with _outputs_of(self.backbone.bottom_up) if self.embedding_stage else nullcontext({}) as stages:
             features = self.backbone(images.tensor)
         levels = self.head.rescale([features[name] for name in self.in_features], tuple(images.tensor.shape[-2:]))
         return Features(levels, [stages[self.embedding_stage]] * len(levels) if self.embedding_stage else levels)
@@ -286,7 +283,7 @@ class SOLOTrack(nn.Module):
             losses["loss_category"] = self.category_weight * category_loss(logits, targets.classes, *self.focal)
             losses["loss_mask"] = self.mask_weight * mask_loss(self.head, features.levels, targets)
         if self.embedding_head is not None:
-            embeddings = self.embedding_head(features.embedded)  # (N, R, D)
+            embeddings = self.embedding_head(features.for_embedding)  # (N, R, D)
             gt_ids = [x.gt_ids for x in instances]
             losses.update(self.embedding_loss(embeddings, targets.instance_index, gt_ids, self.views, get_event_storage().iter))
         return losses
@@ -301,7 +298,7 @@ class SOLOTrack(nn.Module):
         clusters = self.embedding_head is not None and self.embedding_read == "cluster"
         results = self.inference(self.head, features.levels, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
         if self.embedding_head is not None:
-            embeddings = self.embedding_head(features.embedded).float()  # (N, R, D)
+            embeddings = self.embedding_head(features.for_embedding).float()  # (N, R, D)
             if self.embedding_loss.metric == "cosine":  # as training, before cells are averaged
                 embeddings = F.normalize(embeddings, dim=2, eps=NORM_EPS)
             for image_embeddings, image_size, instances in zip(embeddings, images.image_sizes, results, strict=True):

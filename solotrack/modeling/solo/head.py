@@ -16,7 +16,7 @@ __all__ = ["SOLO_HEADS", "DecoupledSOLOHead", "SOLOHead", "Tower"]
 
 
 class Tower(nn.Sequential):
-    """A stack of [3x3 convolution, GroupNorm, ReLU] (METHOD 1.2)."""
+    """A stack of [convolution, GroupNorm, ReLU], 3x3 by default (METHOD 1.2)."""
 
     def __init__(
         self,

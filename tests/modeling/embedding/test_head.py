@@ -83,6 +83,13 @@ def test_the_calibrated_null_logit_travels_with_the_weights() -> None:
     assert not other.null_logit.requires_grad
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_kernel_size_is_that_of_every_convolution(kernel_size: int) -> None:
+    head = build(kernel_size=kernel_size)
+    assert {m.kernel_size for m in head.modules() if isinstance(m, torch.nn.Conv2d)} == {(kernel_size, kernel_size)}
+    assert head(features()).shape == build()(features()).shape
+
+
 def test_a_missing_level_is_refused() -> None:
     with pytest.raises(ValueError, match="3 levels but got 2"):
         build()(features()[:2])

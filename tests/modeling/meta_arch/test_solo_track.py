@@ -178,9 +178,10 @@ def test_five_hundred_instances() -> None:
     assert without_gradient(model) == {"backbone.fpn_output5.weight", "backbone.fpn_output5.bias"}
 
 
-def test_frozen_detector() -> None:
+@pytest.mark.parametrize("stage", ["", "res3"])
+def test_frozen_detector(stage: str) -> None:
     """Only the embedding head has gradients and losses, and BatchNorm's statistics rest."""
-    model = tiny.model(tiny.config({"MODEL.SOLO.FREEZE": True}))
+    model = tiny.model(tiny.config({"MODEL.SOLO.FREEZE": True, "MODEL.SOLO_TRACK.EMB.STAGE": stage}))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     losses = train_once(model, [sample()])
     assert losses.keys() == LOSSES - {"loss_category", "loss_mask"}
@@ -261,9 +262,9 @@ def test_an_embedding_is_that_of_the_cell_that_made_the_detection() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mode", ["cell", "center_region", "cluster"])
-def test_embeddings_are_means_over_the_cells_of_each_way_to_read(mode: str) -> None:
-    model = detector({"MODEL.SOLO_TRACK.EMB_READ": mode})
+@pytest.mark.parametrize("mode,stage", [("cell", ""), ("cell", "res3"), ("center_region", ""), ("cluster", ""), ("cluster", "res2")])
+def test_embeddings_are_means_over_the_cells_of_each_way_to_read(mode: str, stage: str) -> None:
+    model = detector({"MODEL.SOLO_TRACK.EMB_READ": mode, "MODEL.SOLO_TRACK.EMB.STAGE": stage})
     x = {"image": sample(height=48, width=64)["image"], "height": 96, "width": 128}
     instances = model([x])[0]["instances"]
     images = model.preprocess([x])
@@ -271,11 +272,11 @@ def test_embeddings_are_means_over_the_cells_of_each_way_to_read(mode: str) -> N
     cells, valid = embedding_cells(
         mode, instances, image_size=(48, 64), padded_size=padded, num_grids=(8, 6, 4), scale_ranges=model.scale_ranges, sigma=0.2
     )
-    of_cells = model.embedding_head(model.features(images).embedded)[0]
+    of_cells = model.embedding_head(model.features(images).for_embedding)[0]
     expected = torch.stack([of_cells[row[ok]].mean(dim=0) for row, ok in zip(cells, valid, strict=True)])
     torch.testing.assert_close(instances.embeddings, expected)
     assert mode == "cell" or valid.sum(dim=1).max() > 1
-    plain = detector()([x])[0]["instances"]
+    plain = detector({"MODEL.SOLO_TRACK.EMB.STAGE": stage})([x])[0]["instances"]
     assert (plain.cell_indices == instances.cell_indices).all() and (plain.scores == instances.scores).all()
 
 
@@ -288,14 +289,14 @@ def test_an_embedding_of_an_early_stage_does_not_see_the_whole_image() -> None:
     model = tiny.model(tiny.config(LOCAL), spread=0.3).eval()
     image = sample()["image"]
     there = image.clone()
-    there[:, :, 40:] = torch.randint(0, 256, there[:, :, 40:].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    there[:, :, 34:] = torch.randint(0, 256, there[:, :, 34:].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     one, two = (
-        model.embedding_head(model.features(model.preprocess([{"image": x}])).embedded)[0, :64].view(8, 8, -1) for x in (image, there)
+        model.embedding_head(model.features(model.preprocess([{"image": x}])).for_embedding)[0, :64].view(8, 8, -1) for x in (image, there)
     )
     changed = (one != two).any(dim=2)  # (8, 8) cells of the first level, 8 pixels each
-    assert not changed[:, :2].any() and changed[:, 5:].all()
+    assert not changed[:, :3].any() and changed[:, 3:].all(), "column i sees pixels 8i - 13 to 8i + 17"
     far = tiny.model(tiny.config({"MODEL.SOLO.NORM": ""}), spread=0.3).eval()
-    one, two = (far.embedding_head(far.features(far.preprocess([{"image": x}])).embedded)[0, :64] for x in (image, there))
+    one, two = (far.embedding_head(far.features(far.preprocess([{"image": x}])).for_embedding)[0, :64] for x in (image, there))
     assert (one != two).any(dim=1).all(), "FPN's levels see all of so small an image"
 
 
