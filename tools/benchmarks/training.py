@@ -21,6 +21,7 @@ from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.streaming import amp_dtype
 from solotrack.engine.trainer import TrainingStep, build_optimizer
 from solotrack.modeling.correspondence import video_branch
+from solotrack.modeling.meta_arch.solo_track import Features
 
 from .inputs import random_truth
 from .measure import Stages, alternate, config, ratio, report, row, stage_rows
@@ -32,10 +33,10 @@ def time_training(stages: Stages, model: nn.Module, trainer: TrainingStep) -> No
     """Make the model and the trainer report their stages."""
     features, forward = model.features, model.forward
 
-    def timed_features(images: object) -> list[torch.Tensor]:
+    def timed_features(images: object) -> Features:
         with stages.stage("backbone, forward"):
             maps = features(images)
-        waiting = [m for m in maps if m.requires_grad]
+        waiting = [m for m in maps.levels if m.requires_grad]
 
         def arrived(gradient: torch.Tensor) -> None:
             del gradient
