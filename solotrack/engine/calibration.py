@@ -46,10 +46,11 @@ def equal_error_threshold(known: torch.Tensor, new: torch.Tensor) -> tuple[float
 
 
 def least_error_threshold(known: torch.Tensor, new: torch.Tensor, new_share: float) -> tuple[float, float]:
-    """The threshold with the fewest objects on its wrong side, where a share ``new_share`` of all objects that come by is new.
+    """The threshold with the fewest objects on its wrong side, where a share ``new_share`` of all objects that come by is new (METHOD 16).
 
     Args:
-        known, new: as for :func:`equal_error_threshold`, in any numbers.
+        known: (n,) largest similarity of objects that have a track.
+        new: (m,) largest similarity of objects that have none; n and m have no part in ``new_share``.
         new_share: above 0 and below 1. Tracks last: in a video of T frames that each object stays in, 1 / T of what is seen is new.
 
     Returns:

@@ -72,7 +72,7 @@ _FULL_NOTES = (
 _BLOCKS = {
     "": "Image losses as the paper writes them",
     "_two_view": "Two views of each image, its instances moved singly between them",
-    "_fpn": "Image losses as the paper writes them, the embedding from FPN's levels, which see all of so small an image",
+    "_fpn": "Image losses as the paper writes them, embedding of FPN's levels",
 }
 
 

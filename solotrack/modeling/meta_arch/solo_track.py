@@ -261,7 +261,7 @@ class SOLOTrack(nn.Module):
         return ImageList(padding.tensor.contiguous(memory_format=self.memory_format), padding.image_sizes)
 
     def features(self, images: ImageList) -> Features:
-        """Of backbone and FPN, for all heads."""
+        """What backbone and FPN make of N preprocessed images (N, 3, Hp, Wp), for all heads."""
         with _outputs_of(self.backbone.bottom_up) if self.embedding_stage else nullcontext({}) as stages:
             features = self.backbone(images.tensor)
         levels = self.head.rescale([features[name] for name in self.in_features], tuple(images.tensor.shape[-2:]))
