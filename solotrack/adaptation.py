@@ -61,6 +61,7 @@ class TestTimeAdaptation:
         lr: float = 1e-4,
         mode: str = "video",
         parts: Sequence[str] = ("backbone", "fpn", "video_head"),
+        unmatched: str = "",
         clips_per_step: int = 4,
         frames: int = 2,
         max_gap: int = 3,
@@ -72,6 +73,8 @@ class TestTimeAdaptation:
             lr: of plain SGD.
             mode: see the class.
             parts: of the model that move, of "backbone", "fpn" and "video_head"; parameters that training froze stay fixed.
+            unmatched: what becomes of objects without a partner, see :func:`cycle_loss`; "" = as in training. No image loss holds different
+                objects apart here, so "mutual" may suit adaptation where training did well with another (docs/METHOD.md 16, item 13).
             clips_per_step: "video" and "continual" only.
             frames, max_gap: of a clip, see :func:`sample_clips`.
             seed: of the clips; every video starts from it.
@@ -80,6 +83,7 @@ class TestTimeAdaptation:
         self.lr = lr
         self.mode = mode
         self.parts = tuple(parts)
+        self.unmatched = unmatched
         self.clips_per_step = clips_per_step
         self.frames = frames
         self.max_gap = max_gap
@@ -96,6 +100,7 @@ class TestTimeAdaptation:
             "lr": tta.LR,
             "mode": tta.MODE,
             "parts": tta.PARTS,
+            "unmatched": tta.UNMATCHED,
             "clips_per_step": tta.CLIPS_PER_STEP,
             "frames": cfg.INPUT.CLIPS.FRAMES,
             "max_gap": tta.MAX_GAP,
@@ -175,7 +180,7 @@ class TestTimeAdaptation:
 
     def _step(self, model: nn.Module, clips: list[dict]) -> None:
         with torch.enable_grad():
-            found = model.clip_losses(clips)
+            found = model.clip_losses(clips, unmatched=self.unmatched)
             gradients = torch.autograd.grad(found.cycle, self._moving, allow_unused=True)
         # gradients too where the loss is 0: features that are not finite have no nodes, and so no loss
         finite = torch.stack([found.cycle.isfinite(), *(g.isfinite().all() for g in gradients if g is not None)]).all()

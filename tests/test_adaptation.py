@@ -84,6 +84,15 @@ def test_the_loss_of_a_clip_falls() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_objects_without_a_partner_as_in_training_or_not() -> None:
+    def losses(training: str, adaptation: str) -> list[float]:
+        adapted = tracker({"MODEL.SOLO_TRACK.VIDEO.UNMATCHED": training, "TTA.UNMATCHED": adaptation})
+        adapted.track(video())
+        return adapted.adaptation.report.losses
+
+    assert losses("none", "mutual") == losses("mutual", "") != losses("none", "")
+
+
 @pytest.mark.parametrize(("part", "moved"), [("backbone", "backbone"), ("fpn", "fpn"), ("video_head", "video_branch")])
 def test_parts(part: str, moved: str) -> None:
     adapted = tracker({"TTA.PARTS": [part]})

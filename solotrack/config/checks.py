@@ -45,6 +45,7 @@ _CHOICES = {
     "MODEL.SOLO_TRACK.VIDEO.PALINDROME": ("full", "all"),
     "INPUT.CLIPS.FRAMES": (2, 3, 4),
     "TTA.MODE": ("video", "online", "continual"),
+    "TTA.UNMATCHED": ("", "none", "start_small", "null", "mutual"),
     "MODEL.SOLO_TRACK.EMB_READ": ("cell", "center_region", "cluster"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),

@@ -271,6 +271,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     tta.ITERS = 5  # steps a video, P4.2
     tta.LR = 1e-4  # of plain SGD: the last one of training, A7
     tta.PARTS = ["backbone", "fpn", "video_head"]  # what moves, P4.4
+    tta.UNMATCHED = ""  # objects without partner, as MODEL.SOLO_TRACK.VIDEO.UNMATCHED; "" = the same as there
     tta.CLIPS_PER_STEP = 4
     tta.MAX_GAP = 3  # frames from one frame of a clip to the next, at most
     tta.SEED = 0  # of the clips

@@ -139,6 +139,7 @@ class VideoBranch(nn.Module):
         inference: SOLOInference,
         image_head: EmbeddingHead,
         videos: torch.Tensor | None = None,
+        unmatched: str = "",
     ) -> ClipLosses:
         """The losses of a batch of clips.
 
@@ -150,6 +151,7 @@ class VideoBranch(nn.Module):
             detector, inference: find the nodes, without gradient.
             image_head: takes the place of a head of its own, and learns the pseudo identities.
             videos: (B,) long, equal for clips of one video, for pseudo identities; None leaves these out.
+            unmatched: in place of the branch's own mode; "" keeps it.
         """
         cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
         cells, valid = cells.unflatten(0, (-1, frames)), valid.unflatten(0, (-1, frames))  # (B, frames, max_nodes)
@@ -160,7 +162,7 @@ class VideoBranch(nn.Module):
             valid,
             metric=self.metric,
             temperature=self.temperature,
-            unmatched=self.unmatched,
+            unmatched=unmatched or self.unmatched,
             null_sim=null_sim,
             palindrome=self.palindrome,
             edge_dropout=self.edge_dropout if self.training else 0.0,

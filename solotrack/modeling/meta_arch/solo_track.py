@@ -216,7 +216,7 @@ class SOLOTrack(nn.Module):
                 storage.put_scalar("video/links_per_frame", found.links)
         return losses
 
-    def clip_losses(self, clips: list[dict], videos: list[int] | None = None) -> ClipLosses:
+    def clip_losses(self, clips: list[dict], videos: list[int] | None = None, unmatched: str = "") -> ClipLosses:
         """What unlabelled clips say, not weighted (paper §3.4).
 
         BatchNorm layers read their running statistics here, as they do when videos are tracked.
@@ -224,6 +224,7 @@ class SOLOTrack(nn.Module):
         Args:
             clips: ``frames`` of each are (3, H, W) uint8.
             videos: a number for each clip, equal for clips of one video; None leaves pseudo identities out.
+            unmatched: in place of the video branch's; "" keeps it.
         """
         images = self.preprocess([{"image": frame} for clip in clips for frame in clip["frames"]])
         with _running_statistics(self.backbone):
@@ -237,6 +238,7 @@ class SOLOTrack(nn.Module):
             self.inference,
             self.embedding_head,
             None if videos is None else torch.tensor(videos, device=self.device),
+            unmatched,
         )
 
     def initialise_missing(self, names: Collection[str]) -> set[str]:
