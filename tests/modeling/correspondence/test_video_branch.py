@@ -84,7 +84,7 @@ def test_the_dust_bin_stands_where_the_null_logit_was_calibrated(similarity, tem
     for null_sim in (None, expected, expected + 0.3):
         model = build(emb | {"MODEL.SOLO_TRACK.VIDEO.UNMATCHED": "null", "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": null_sim}).train()
         model.embedding_head.null_logit.fill_(null_logit)
-        values.append(float(model.clip_losses(clips(2)).cycle))
+        values.append(model.clip_losses(clips(2)).cycle.item())
     assert values[0] == pytest.approx(values[1], rel=1e-5) and values[1] != pytest.approx(values[2], rel=1e-3)
 
 
