@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,11 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import nn
 
-from .config import ConfigError
+from .config import ConfigError, tracker_similarity
 from .data.clip_mapper import sample_clips
 from .data.frames import FrameError, FrameSource
+from .modeling.correspondence.pseudo_identity import mutual_links
+from .ops.similarity import pairwise_similarity
 
 __all__ = ["AdaptationReport", "TestTimeAdaptation"]
 
@@ -62,6 +64,9 @@ class TestTimeAdaptation:
         mode: str = "video",
         parts: Sequence[str] = ("backbone", "fpn", "video_head"),
         unmatched: str = "",
+        move_null: bool = True,
+        metric: str = "dot",
+        scale: float = 1.0,
         clips_per_step: int = 4,
         frames: int = 2,
         max_gap: int = 3,
@@ -75,6 +80,8 @@ class TestTimeAdaptation:
             parts: of the model that move, of "backbone", "fpn" and "video_head"; parameters that training froze stay fixed.
             unmatched: what becomes of objects without a partner, see :func:`cycle_loss`; "" = as in training. No image loss holds different
                 objects apart here, so "mutual" may suit adaptation where training did well with another (docs/METHOD.md 16, item 13).
+            move_null: let the null logit go with the similarities, see :meth:`_moving_null`.
+            metric, scale: of the tracker's similarity, "dot" or "cosine".
             clips_per_step: "video" and "continual" only.
             frames, max_gap: of a clip, see :func:`sample_clips`.
             seed: of the clips; every video starts from it.
@@ -84,6 +91,9 @@ class TestTimeAdaptation:
         self.mode = mode
         self.parts = tuple(parts)
         self.unmatched = unmatched
+        self.move_null = move_null
+        self.metric = metric
+        self.scale = scale
         self.clips_per_step = clips_per_step
         self.frames = frames
         self.max_gap = max_gap
@@ -91,16 +101,20 @@ class TestTimeAdaptation:
         self.report = AdaptationReport()
         self._moving: list[nn.Parameter] = []
         self._before: list[torch.Tensor] = []  # their values before the video
+        self._null_logit = self._null_before = torch.zeros(())  # the model's buffer, and its value before the video
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        tta = cfg.TTA
+        tta, (metric, scale) = cfg.TTA, tracker_similarity(cfg)
         return {
             "iters": tta.ITERS,
             "lr": tta.LR,
             "mode": tta.MODE,
             "parts": tta.PARTS,
             "unmatched": tta.UNMATCHED,
+            "move_null": tta.MOVE_NULL,
+            "metric": metric,
+            "scale": scale,
             "clips_per_step": tta.CLIPS_PER_STEP,
             "frames": cfg.INPUT.CLIPS.FRAMES,
             "max_gap": tta.MAX_GAP,
@@ -134,6 +148,8 @@ class TestTimeAdaptation:
         self.report = AdaptationReport()
         self._moving = self.parameters(model)
         self._before = [p.detach().clone() for p in self._moving]
+        self._null_logit = model.embedding_head.null_logit
+        self._null_before = self._null_logit.clone()
         try:
             if self.mode != "online":
                 self._adapt_to_clips(model, source, prepare)
@@ -151,7 +167,9 @@ class TestTimeAdaptation:
         if self.mode != "online" or previous is None or self.report.failed or len(self.report.losses) >= self.iters:
             return
         start = time.perf_counter()
-        self._step(model, [{"frames": [previous["image"], current["image"]]}])
+        clips = [{"frames": [previous["image"], current["image"]]}]
+        with self._moving_null(model, clips):
+            self._step(model, clips)
         self.report.seconds += time.perf_counter() - start
 
     @property
@@ -169,14 +187,39 @@ class TestTimeAdaptation:
             ) from None
         if count >= self.frames:
             rng = np.random.default_rng(self.seed)
-            for _ in range(self.iters):
-                indices = sample_clips(count, self.clips_per_step, self.frames, self.max_gap, rng)
-                wanted = sorted({index for clip in indices for index in clip})
-                images = {frame.index: prepare(frame)["image"] for frame in source.read(wanted)}
-                self._step(model, [{"frames": [images[index] for index in clip]} for clip in indices])
-                if self.report.failed:
-                    break
+            with ExitStack() as stack:
+                for _ in range(self.iters):
+                    indices = sample_clips(count, self.clips_per_step, self.frames, self.max_gap, rng)
+                    wanted = sorted({index for clip in indices for index in clip})
+                    images = {frame.index: prepare(frame)["image"] for frame in source.read(wanted)}
+                    clips = [{"frames": [images[index] for index in clip]} for clip in indices]
+                    if not self.report.losses:
+                        stack.enter_context(self._moving_null(model, clips))
+                    self._step(model, clips)
+                    if self.report.failed:
+                        break
         self.report.seconds = time.perf_counter() - start
+
+    @contextmanager
+    def _moving_null(self, model: nn.Module, clips: list[dict]) -> Iterator[None]:
+        """Move the null logit by what the steps inside do to the similarity of objects that are each other's most similar in ``clips``.
+
+        It was calibrated before these steps, which change similarities as a whole: a dot product shrinks with the embeddings' length. Costs
+        two forward passes of the clips.
+        """
+        if not self.move_null:
+            yield
+            return
+        embeddings, nodes = model.clip_embeddings(clips)
+        before = self._similarity(embeddings)
+        links = mutual_links(before, nodes.valid)
+        yield
+        after = self._similarity(model.clip_embeddings(clips, nodes)[0])
+        self._null_logit += torch.where(links, after - before, 0).sum() / links.sum().clamp(min=1)
+
+    def _similarity(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Of nodes (B, F, N, D) of a clip's successive frames, as the tracker has it: (B, F - 1, N, N)."""
+        return pairwise_similarity(embeddings[:, :-1], embeddings[:, 1:], self.metric, self.scale)
 
     def _step(self, model: nn.Module, clips: list[dict]) -> None:
         with torch.enable_grad():
@@ -200,6 +243,7 @@ class TestTimeAdaptation:
     def _put_back(self) -> None:
         for parameter, value in zip(self._moving, self._before, strict=True):
             parameter.copy_(value)
+        self._null_logit.copy_(self._null_before)
 
     @torch.no_grad()
     def _measure(self) -> None:

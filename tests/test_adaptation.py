@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from solotrack.config import ConfigError
+from solotrack.data.clip_mapper import sample_clips
 from solotrack.data.frames import FrameError, open_frames
 from solotrack.engine.streaming import VideoTracker
+from solotrack.modeling.correspondence.video_branch import ClipNodes
 from tests import tiny
 
 SIDE, LENGTH = 64, 7
@@ -82,6 +84,41 @@ def test_the_loss_of_a_clip_falls() -> None:
     adapted.track(video(2))  # every step has the same clip
     losses = adapted.adaptation.report.losses
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("mode", ["video", "online"])
+def test_the_null_logit_goes_with_the_similarities(mode: str, similarity: str) -> None:
+    adapted = tracker(
+        {"TTA.MODE": mode, "TTA.ITERS": 1, "TTA.LR": 1.0, "MODEL.SOLO_TRACK.EMB.SIM": similarity, "MODEL.SOLO_TRACK.EMB.TEMPERATURE": 0.5}
+    )
+    null_logit, (frames, prepare) = adapted.model.embedding_head.null_logit.fill_(2.0), source(adapted)
+    images = [prepare(frame)["image"] for frame in frames]
+    pairs = [(0, 1)] if mode == "online" else sample_clips(LENGTH, 2, 2, 3, np.random.default_rng(0))
+    clips = [{"frames": [images[i], images[j]]} for i, j in pairs]
+    scale = 1.0 if similarity == "dot" else 2.0
+
+    def compare(nodes: ClipNodes | None = None) -> tuple[list[np.ndarray], ClipNodes]:
+        embeddings, nodes = adapted.model.clip_embeddings(clips, nodes)
+        if similarity == "cosine":
+            embeddings = embeddings / embeddings.norm(dim=3, keepdim=True)
+        return [scale * (e[0][v[0]] @ e[1][v[1]].T).numpy() for e, v in zip(embeddings, nodes.valid, strict=True)], nodes
+
+    before, nodes = compare()
+    with adapted.adaptation.adapting(adapted.model, frames, prepare):
+        adapted.adaptation.before_frame(adapted.model, {"image": images[0]}, {"image": images[1]})
+        moves = [
+            now[i, j] - then[i, j]
+            for then, now in zip(before, compare(nodes)[0], strict=True)
+            for i, j in np.ndindex(then.shape)
+            if then[i].argmax() == j and then[:, j].argmax() == i
+        ]
+        assert null_logit.item() == pytest.approx(2.0 + np.mean(moves), abs=1e-5) and abs(np.mean(moves)) > 1e-3
+    assert null_logit == 2.0
+    fixed = tracker({"TTA.MOVE_NULL": False})
+    fixed.model.embedding_head.null_logit.fill_(2.0)
+    with fixed.adaptation.adapting(fixed.model, *source(fixed)):
+        assert fixed.model.embedding_head.null_logit == 2.0
 
 
 def test_objects_without_a_partner_as_in_training_or_not() -> None:

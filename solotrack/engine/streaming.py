@@ -287,7 +287,7 @@ class VideoTracker(nn.Module):
                     "Set TRACKER_HEADS.NULL_LOGIT, or take a TRACKER_HEADS.SIM with NEW_THRESH.",
                     name=__name__,
                 )
-            tracker.set_null_logit(None if math.isnan(value) else value)
+            tracker.set_null_logit(None if math.isnan(value) else null_logit)  # the buffer itself: adaptation moves it
 
     def detect_image(self, image: np.ndarray) -> Instances:
         """Detections of a single frame (H, W, 3) uint8 in ``image_format``."""

@@ -30,7 +30,7 @@ def match_scores(
     similarity: torch.Tensor,
     cosine: torch.Tensor | None,
     sim: str = "softmax_null",
-    null_logit: float = 0.0,
+    null_logit: float | torch.Tensor = 0.0,
     new_thresh: float = 0.5,
     cos_min: float = 0.3,
 ) -> torch.Tensor:
@@ -52,7 +52,8 @@ def match_scores(
     """
     n, num_tracks = similarity.shape
     if sim == "softmax_null":
-        return torch.cat((similarity.new_full((n, 1), null_logit), similarity), dim=1).log_softmax(dim=1)
+        null = torch.as_tensor(null_logit, dtype=similarity.dtype, device=similarity.device).expand(n, 1)
+        return torch.cat((null, similarity), dim=1).log_softmax(dim=1)
     if sim == "softmax" and num_tracks == 1:
         return torch.cat((cosine.new_full((n, 1), cos_min), cosine), dim=1)
     values = similarity.softmax(dim=1)
@@ -126,7 +127,7 @@ class EmbeddingTracker(OnlineTracker):
         self._metric = check_choice("metric", metric, ("dot", "cosine"))
         self._scale = scale
         self._fixed_null_logit = null_logit
-        self._calibrated_null_logit: float | None = None
+        self._calibrated_null_logit: float | torch.Tensor | None = None
         self._new_thresh = new_thresh
         self._cos_min = cos_min
         self._proto_update = check_choice("proto_update", proto_update, ("last", "ema", "mean"))
@@ -162,7 +163,7 @@ class EmbeddingTracker(OnlineTracker):
         }
 
     @property
-    def null_logit(self) -> float:
+    def null_logit(self) -> float | torch.Tensor:
         """The null logit in use: the constructor's, else the calibrated one, else 0."""
         if self._fixed_null_logit is not None:
             return self._fixed_null_logit
@@ -173,8 +174,11 @@ class EmbeddingTracker(OnlineTracker):
         """Whether a calibrated null logit is of use: ``softmax_null`` without one of its own."""
         return self._sim == "softmax_null" and self._fixed_null_logit is None
 
-    def set_null_logit(self, value: float | None) -> None:
-        """Hand over a checkpoint's calibrated null logit; one given to the constructor stays in force. It outlives :meth:`reset`."""
+    def set_null_logit(self, value: float | torch.Tensor | None) -> None:
+        """Hand over a checkpoint's calibrated null logit; one given to the constructor stays in force. It outlives :meth:`reset`.
+
+        A scalar tensor on the detections' device is read anew in every frame: a model's buffer is followed wherever adaptation moves it.
+        """
         self._calibrated_null_logit = value
 
     def _observe(self, instances: Instances) -> dict[str, torch.Tensor]:

@@ -284,6 +284,14 @@ def test_null_logit_precedence() -> None:
     assert fixed.null_logit == 0.0
 
 
+def test_a_null_logit_that_moves_is_followed() -> None:
+    t, moving = EmbeddingTracker(), torch.tensor(20.0)
+    t.set_null_logit(moving)
+    assert run(t, [A], [A]) == [[0], [1]]
+    moving.fill_(0.0)
+    assert run(t, [A]) in ([[0]], [[1]])
+
+
 def test_null_logit_is_in_units_of_the_scaled_similarity() -> None:
     half = [2.0, 3.4641, 0.0]  # cosine 1/2 with A
     assert run(EmbeddingTracker(metric="cosine", scale=10.0, null_logit=4.9), [A], [half]) == [[0], [0]]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from solotrack.ops.similarity import pairwise_similarity
 
-__all__ = ["confident_links", "pseudo_identity_loss", "track_labels"]
+__all__ = ["confident_links", "mutual_links", "pseudo_identity_loss", "track_labels"]
 
 # In place of minus infinity: its exponential is exactly 0 beside any logit that occurs.
 _NEVER = -1e30
@@ -33,14 +33,34 @@ def confident_links(
         (B, F - 1, N, N) bool, nodes of frame t (rows) and t + 1 (columns), at most one link in a row and in a column.
     """
     logits = pairwise_similarity(embeddings[:, :-1], embeddings[:, 1:], metric, 1.0 / temperature)
-    pairs = valid[:, :-1, :, None] & valid[:, 1:, None, :]
-    logits = logits.masked_fill(~pairs, _NEVER)
+    mutual = mutual_links(logits, valid)
+    logits = logits.masked_fill(~_pairs(valid), _NEVER)
     null = torch.zeros_like(logits[..., :1]) + null_sim / temperature  # (B, F - 1, N, 1)
     out = torch.cat([logits, null], dim=3).log_softmax(dim=3)[..., :-1]
     back = torch.cat([logits, null.transpose(2, 3)], dim=2).log_softmax(dim=2)[..., :-1, :]
-    nodes = torch.arange(logits.shape[2], device=logits.device)
-    nearest = (logits.argmax(dim=3, keepdim=True) == nodes) & (logits.argmax(dim=2, keepdim=True) == nodes[:, None])
-    return pairs & nearest & ((out + back).exp() > thresh)
+    return mutual & ((out + back).exp() > thresh)
+
+
+def mutual_links(similarity: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Nodes of successive frames that are each other's most similar.
+
+    Args:
+        similarity: (B, F - 1, N, N) of nodes of frame t (rows) and t + 1 (columns).
+        valid: (B, F, N) bool, which nodes there are.
+
+    Returns:
+        (B, F - 1, N, N) bool, at most one link in a row and in a column.
+    """
+    pairs = _pairs(valid)
+    similarity = similarity.masked_fill(~pairs, _NEVER)
+    nodes = torch.arange(similarity.shape[2], device=similarity.device)
+    nearest = (similarity.argmax(dim=3, keepdim=True) == nodes) & (similarity.argmax(dim=2, keepdim=True) == nodes[:, None])
+    return pairs & nearest
+
+
+def _pairs(valid: torch.Tensor) -> torch.Tensor:
+    """(B, F - 1, N, N) bool from (B, F, N): which pairs of nodes of successive frames there are."""
+    return valid[:, :-1, :, None] & valid[:, 1:, None, :]
 
 
 def track_labels(links: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from .cycle import cycle_loss
 from .nodes import instance_nodes, point_nodes
 from .pseudo_identity import confident_links, pseudo_identity_loss
 
-__all__ = ["ClipLosses", "VideoBranch"]
+__all__ = ["ClipLosses", "ClipNodes", "VideoBranch"]
 
 _UNCALIBRATED = 0.3  # similarity of the dust bin where no calibrated null logit tells it
 
@@ -36,6 +36,23 @@ class ClipLosses(NamedTuple):
     nodes: torch.Tensor
     identity: torch.Tensor | None = None
     links: torch.Tensor | None = None
+
+
+class ClipNodes(NamedTuple):
+    """The instances of B clips of F frames, up to n a frame.
+
+    Attributes:
+        cells: (B, F, n) int64, the cell that stands for each.
+        valid: (B, F, n) bool, which of them there are.
+    """
+
+    cells: torch.Tensor
+    valid: torch.Tensor
+
+    def read(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Their embeddings (B, F, n, D) from those of all cells of each frame, (B * F, R, D)."""
+        index = self.cells.flatten(0, 1)[..., None].expand(-1, -1, embeddings.shape[2])
+        return embeddings.gather(1, index).unflatten(0, self.cells.shape[:2])
 
 
 class VideoBranch(nn.Module):
@@ -153,12 +170,11 @@ class VideoBranch(nn.Module):
             videos: (B,) long, equal for clips of one video, for pseudo identities; None leaves these out.
             unmatched: in place of the branch's own mode; "" keeps it.
         """
-        cells, valid = self.find_nodes([feature.detach() for feature in features], padded_size, detector, inference)
-        cells, valid = cells.unflatten(0, (-1, frames)), valid.unflatten(0, (-1, frames))  # (B, frames, max_nodes)
-        nodes = _read((image_head if self.head is None else self.head)(for_embedding), cells)
+        nodes = self.find_nodes([feature.detach() for feature in features], frames, padded_size, detector, inference)
+        embeddings, valid = nodes.read((image_head if self.head is None else self.head)(for_embedding)), nodes.valid
         null_sim = self._null_similarity(image_head)
         cycle = cycle_loss(
-            nodes,
+            embeddings,
             valid,
             metric=self.metric,
             temperature=self.temperature,
@@ -171,21 +187,23 @@ class VideoBranch(nn.Module):
         if videos is None or self.pseudo_weight == 0:
             return found
         links = confident_links(
-            nodes, valid, metric=self.metric, temperature=self.temperature, null_sim=null_sim, thresh=self.pseudo_thresh
+            embeddings, valid, metric=self.metric, temperature=self.temperature, null_sim=null_sim, thresh=self.pseudo_thresh
         )
-        image_nodes = nodes if self.head is None else _read(image_head(for_embedding), cells)
-        identity = pseudo_identity_loss(image_nodes, valid, links, videos, metric=self.image_metric, scale=self.image_scale)
+        learning = embeddings if self.head is None else nodes.read(image_head(for_embedding))
+        identity = pseudo_identity_loss(learning, valid, links, videos, metric=self.image_metric, scale=self.image_scale)
         return found._replace(identity=identity, links=links.sum(dim=(2, 3)).float().mean())
 
     @torch.no_grad()
     def find_nodes(
-        self, features: Sequence[torch.Tensor], padded_size: tuple[int, int], detector: SOLOHead, inference: SOLOInference
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cells (N, max_nodes) int64 that stand for each frame's instances, and which of them there are (N, max_nodes) bool."""
+        self, features: Sequence[torch.Tensor], frames: int, padded_size: tuple[int, int], detector: SOLOHead, inference: SOLOInference
+    ) -> ClipNodes:
+        """The instances of clips of so many frames; arguments as for :meth:`losses`."""
         scores = detector.category_logits(features).float().sigmoid()
         if self.nodes == "point_nms":
-            return point_nodes(scores, detector.num_grids, self.node_score, self.max_nodes)
-        return instance_nodes(inference, detector, features, scores, padded_size, self.node_score, self.max_nodes, self.node_nms)
+            found = point_nodes(scores, detector.num_grids, self.node_score, self.max_nodes)
+        else:
+            found = instance_nodes(inference, detector, features, scores, padded_size, self.node_score, self.max_nodes, self.node_nms)
+        return ClipNodes(*(x.unflatten(0, (-1, frames)) for x in found))
 
     def _null_similarity(self, image_head: EmbeddingHead) -> float | torch.Tensor:
         """Similarity of the dust bin."""
@@ -199,9 +217,3 @@ class VideoBranch(nn.Module):
         """Of the cycle loss and of the pseudo identities at an iteration of training, counted from 0."""
         share = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
         return share * self.loss_weight, share * self.pseudo_weight
-
-
-def _read(embeddings: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, F, n, D) of the cells (B, F, n) of each frame, from those of all cells (B * F, R, D)."""
-    index = cells.flatten(0, 1)[..., None].expand(-1, -1, embeddings.shape[2])
-    return embeddings.gather(1, index).unflatten(0, cells.shape[:2])

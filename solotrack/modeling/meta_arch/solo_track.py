@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ...config import ConfigError
 from ...ops.similarity import NORM_EPS
-from ..correspondence.video_branch import ClipLosses, VideoBranch
+from ..correspondence.video_branch import ClipLosses, ClipNodes, VideoBranch
 from ..embedding.head import EmbeddingHead
 from ..embedding.instance_contrastive import InstanceContrastiveLoss
 from ..solo.head import SOLO_HEADS, SOLOHead
@@ -226,20 +226,40 @@ class SOLOTrack(nn.Module):
             videos: a number for each clip, equal for clips of one video; None leaves pseudo identities out.
             unmatched: in place of the video branch's; "" keeps it.
         """
-        images = self.preprocess([{"image": frame} for clip in clips for frame in clip["frames"]])
-        with _running_statistics(self.backbone):
-            features = self.features(images)
+        features, padded_size = self._clip_features(clips)
         return self.video_branch.losses(
             features.levels,
             features.for_embedding,
             len(clips[0]["frames"]),
-            tuple(images.tensor.shape[-2:]),
+            padded_size,
             self.head,
             self.inference,
             self.embedding_head,
             None if videos is None else torch.tensor(videos, device=self.device),
             unmatched,
         )
+
+    @torch.no_grad()
+    def clip_embeddings(self, clips: list[dict], nodes: ClipNodes | None = None) -> tuple[torch.Tensor, ClipNodes]:
+        """The tracking embeddings (the image head's) of the instances of B unlabelled clips.
+
+        Args:
+            clips: as for :meth:`clip_losses`.
+            nodes: read these, found before in the same clips; None finds them.
+
+        Returns:
+            (B, F, n, D) embeddings of up to n instances a frame, and where they stand.
+        """
+        features, padded_size = self._clip_features(clips)
+        if nodes is None:
+            nodes = self.video_branch.find_nodes(features.levels, len(clips[0]["frames"]), padded_size, self.head, self.inference)
+        return nodes.read(self.embedding_head(features.for_embedding)), nodes
+
+    def _clip_features(self, clips: list[dict]) -> tuple[Features, tuple[int, int]]:
+        """What the heads read of the clips' frames, one clip after the other, and the frames' padded size."""
+        images = self.preprocess([{"image": frame} for clip in clips for frame in clip["frames"]])
+        with _running_statistics(self.backbone):
+            return self.features(images), tuple(images.tensor.shape[-2:])
 
     def initialise_missing(self, names: Collection[str]) -> set[str]:
         """Give parameters that a checkpoint does not have the values of others that it has, and tell which.
