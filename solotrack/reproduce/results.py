@@ -122,8 +122,8 @@ def read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {name: (np.array(sorted(values)), np.array([values[i] for i in sorted(values)])) for name, values in points.items()}
 
 
-# What differs between a training and its table for good reasons: folders, and what training fills in.
-_OWN = ("OUTPUT_DIR", "SEED", "MODEL.WEIGHTS", "DATASETS.CLASS_NAMES", "DATASETS.TEST", "DATASETS.CUSTOM")
+# What differs between a training and its table for good reasons: folders, what training fills in, and what it does not read.
+_OWN = ("OUTPUT_DIR", "SEED", "MODEL.WEIGHTS", "DATASETS.CLASS_NAMES", "DATASETS.TEST", "DATASETS.CUSTOM", "TTA")
 
 
 def changed_settings(table: Table, run: Run) -> list[str]:

@@ -117,7 +117,7 @@ def test_a_damaged_file(run: Run) -> None:
 
 def test_trainings_with_other_settings_are_named(run: Run) -> None:
     table = made_up.table()
-    assert changed_settings(table, run) == []
+    assert changed_settings(table, run) == [] == changed_settings(table, replace(run, overrides=("TTA.LR", "0.5")))
     other = replace(run, overrides=("SOLVER.MAX_ITER", "7", "TRACKER_HEADS.SCORE_THRESH", "0.2"))
     sentences = changed_settings(table, other)
     assert len(sentences) == 3 and any(s.startswith(f"{run.folder}/ic_me/seed0 was trained with other settings: ") for s in sentences)
