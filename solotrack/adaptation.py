@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class AdaptationReport:
         losses: of each step, before it was taken; a step whose clips say nothing has the loss 0 and moves nothing.
         nodes: mean number of instances a frame that each step compared.
         change: L2 norm of the change of the weights over that of the weights, at the end.
+        null_change: what was added to the null logit, at the end; NaN where it is not calibrated.
         seconds: spent on reading clips and on steps.
         failed: the loss became infinite or NaN; the weights went back to where they were before the video.
     """
@@ -39,6 +41,7 @@ class AdaptationReport:
     losses: list[float] = field(default_factory=list)
     nodes: list[float] = field(default_factory=list)
     change: float = 0.0
+    null_change: float = 0.0
     seconds: float = 0.0
     failed: bool = False
 
@@ -185,20 +188,23 @@ class TestTimeAdaptation:
             raise ConfigError(
                 f"TTA.MODE {self.mode} needs a video whose frames can be read in any order; use TTA.MODE online. {error}"
             ) from None
-        if count >= self.frames:
-            rng = np.random.default_rng(self.seed)
-            with ExitStack() as stack:
-                for _ in range(self.iters):
-                    indices = sample_clips(count, self.clips_per_step, self.frames, self.max_gap, rng)
-                    wanted = sorted({index for clip in indices for index in clip})
-                    images = {frame.index: prepare(frame)["image"] for frame in source.read(wanted)}
-                    clips = [{"frames": [images[index] for index in clip]} for clip in indices]
-                    if not self.report.losses:
-                        stack.enter_context(self._moving_null(model, clips))
+        if count >= self.frames and self.iters > 0:
+            steps = self._clips_of_steps(count, source, prepare)
+            first = next(steps)
+            with self._moving_null(model, first):
+                for clips in chain([first], steps):
                     self._step(model, clips)
                     if self.report.failed:
                         break
         self.report.seconds = time.perf_counter() - start
+
+    def _clips_of_steps(self, count: int, source: FrameSource, prepare: Callable[..., dict]) -> Iterator[list[dict]]:
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.iters):
+            indices = sample_clips(count, self.clips_per_step, self.frames, self.max_gap, rng)
+            wanted = sorted({index for clip in indices for index in clip})
+            images = {frame.index: prepare(frame)["image"] for frame in source.read(wanted)}
+            yield [{"frames": [images[index] for index in clip]} for clip in indices]
 
     @contextmanager
     def _moving_null(self, model: nn.Module, clips: list[dict]) -> Iterator[None]:
@@ -214,6 +220,8 @@ class TestTimeAdaptation:
         before = self._similarity(embeddings)
         links = mutual_links(before, nodes.valid)
         yield
+        if self.report.failed:  # all is back where it was
+            return
         after = self._similarity(model.clip_embeddings(clips, nodes)[0])
         self._null_logit += torch.where(links, after - before, 0).sum() / links.sum().clamp(min=1)
 
@@ -250,6 +258,7 @@ class TestTimeAdaptation:
         change = sum((p - value).square().sum() for p, value in zip(self._moving, self._before, strict=True))
         size = sum(value.square().sum() for value in self._before)
         self.report.change = float((change / size).sqrt()) if self._before else 0.0
+        self.report.null_change = float(self._null_logit - self._null_before)
 
     def _log(self) -> None:
         report = self.report
@@ -264,5 +273,6 @@ class TestTimeAdaptation:
         else:
             logger.info(
                 f"Adapted in {report.seconds:.2f} s: loss {report.losses[0]:.3f} to {report.losses[-1]:.3f}, "
-                f"{report.nodes[0]:.1f} to {report.nodes[-1]:.1f} instances a frame, weights changed by {report.change:.1e}."
+                f"{report.nodes[0]:.1f} to {report.nodes[-1]:.1f} instances a frame, weights changed by {report.change:.1e}, "
+                f"null logit by {report.null_change:+.2f}."
             )

@@ -115,6 +115,7 @@ def test_the_null_logit_goes_with_the_similarities(mode: str, similarity: str) -
         ]
         assert null_logit.item() == pytest.approx(2.0 + np.mean(moves), abs=1e-5) and abs(np.mean(moves)) > 1e-3
     assert null_logit == 2.0
+    assert adapted.adaptation.report.null_change == pytest.approx(np.mean(moves), abs=1e-5)
     fixed = tracker({"TTA.MOVE_NULL": False})
     fixed.model.embedding_head.null_logit.fill_(2.0)
     with fixed.adaptation.adapting(fixed.model, *source(fixed)):
@@ -206,7 +207,10 @@ def test_online_goes_back_to_the_weights_before_the_video_when_it_fails() -> Non
 @pytest.mark.parametrize("mode", ["video", "online", "continual"])
 def test_a_loss_that_is_not_finite_is_given_up(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})
-    before = weights(adapted)
+    before, null_logit = weights(adapted), adapted.model.embedding_head.null_logit.fill_(2.0)
+    seen = [null_logit.item() for _ in adapted.detect(video())]
+    assert seen[-1] == 2.0 and not changed(before, adapted)
+    null_logit.fill_(torch.nan)
     tracks = adapted.track(video())
     assert adapted.adaptation.report.failed and not changed(before, adapted) and "not finite" in caplog.text
     if mode != "online":  # where frames had been tracked before it failed
