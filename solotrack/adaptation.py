@@ -83,7 +83,8 @@ class TestTimeAdaptation:
             parts: of the model that move, of "backbone", "fpn" and "video_head"; parameters that training froze stay fixed.
             unmatched: what becomes of objects without a partner, see :func:`cycle_loss`; "" = as in training. No image loss holds different
                 objects apart here, so "mutual" may suit adaptation where training did well with another (docs/METHOD.md 16, item 13).
-            move_null: let the null logit go with the similarities, see :meth:`_moving_null`.
+            move_null: add to the model's calibrated null logit what the steps add, in the mean, to the similarity of objects that are each
+                other's most similar (docs/METHOD.md 16, item 13); undone with the weights. Costs two forward passes of a step's clips.
             metric, scale: of the tracker's similarity, "dot" or "cosine".
             clips_per_step: "video" and "continual" only.
             frames, max_gap: of a clip, see :func:`sample_clips`.
@@ -210,10 +211,9 @@ class TestTimeAdaptation:
     def _moving_null(self, model: nn.Module, clips: list[dict]) -> Iterator[None]:
         """Move the null logit by what the steps inside do to the similarity of objects that are each other's most similar in ``clips``.
 
-        It was calibrated before these steps, which change similarities as a whole: a dot product shrinks with the embeddings' length. Costs
-        two forward passes of the clips.
+        It was calibrated before these steps, which change similarities as a whole: a dot product shrinks with the embeddings' length.
         """
-        if not self.move_null:
+        if not self.move_null or self._null_logit.isnan():  # not calibrated: nothing to move
             yield
             return
         embeddings, nodes = model.clip_embeddings(clips)
@@ -273,6 +273,6 @@ class TestTimeAdaptation:
         else:
             logger.info(
                 f"Adapted in {report.seconds:.2f} s: loss {report.losses[0]:.3f} to {report.losses[-1]:.3f}, "
-                f"{report.nodes[0]:.1f} to {report.nodes[-1]:.1f} instances a frame, weights changed by {report.change:.1e}, "
-                f"null logit by {report.null_change:+.2f}."
+                f"{report.nodes[0]:.1f} to {report.nodes[-1]:.1f} instances a frame, weights changed by {report.change:.1e}"
+                + (f", null logit by {report.null_change:+.2f}." if self.move_null and not np.isnan(report.null_change) else ".")
             )

@@ -122,6 +122,16 @@ def test_the_null_logit_goes_with_the_similarities(mode: str, similarity: str) -
         assert fixed.model.embedding_head.null_logit == 2.0
 
 
+@pytest.mark.parametrize("mode", ["video", "online"])
+def test_the_tracker_sees_the_null_logit_move(mode: str) -> None:
+    adapted = tracker({"TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})
+    adapted.model.embedding_head.null_logit.fill_(2.0)
+    seen = [float(adapted.tracker.null_logit) for _ in adapted.stream(video())]
+    assert seen[-1] != 2.0 and seen[-1] == pytest.approx(2.0 + adapted.adaptation.report.null_change)
+    assert (seen[0] == 2.0) == (mode == "online"), "the first frame comes before the first step there"
+    assert adapted.tracker.null_logit == 2.0
+
+
 def test_objects_without_a_partner_as_in_training_or_not() -> None:
     def losses(training: str, adaptation: str) -> list[float]:
         adapted = tracker({"MODEL.SOLO_TRACK.VIDEO.UNMATCHED": training, "TTA.UNMATCHED": adaptation})

@@ -21,6 +21,8 @@ class ConfigError(SoloTrackError, ValueError):
     """A config key that does not exist or holds a value that cannot work; the message says what is allowed."""
 
 
+_UNMATCHED = ("none", "start_small", "null", "mutual")
+
 # Key -> values it may take.
 _CHOICES = {
     "MODEL.META_ARCHITECTURE": ARCHITECTURES,
@@ -41,11 +43,11 @@ _CHOICES = {
     "TRACKER_HEADS.CALIBRATION.SOURCE": ("images", "clips"),
     "MODEL.SOLO_TRACK.VIDEO.NODES": ("mask_nms", "point_nms"),
     "MODEL.SOLO_TRACK.VIDEO.SIM": ("cosine", "dot"),
-    "MODEL.SOLO_TRACK.VIDEO.UNMATCHED": ("none", "start_small", "null", "mutual"),
+    "MODEL.SOLO_TRACK.VIDEO.UNMATCHED": _UNMATCHED,
     "MODEL.SOLO_TRACK.VIDEO.PALINDROME": ("full", "all"),
     "INPUT.CLIPS.FRAMES": (2, 3, 4),
     "TTA.MODE": ("video", "online", "continual"),
-    "TTA.UNMATCHED": ("", "none", "start_small", "null", "mutual"),
+    "TTA.UNMATCHED": ("", *_UNMATCHED),
     "MODEL.SOLO_TRACK.EMB_READ": ("cell", "center_region", "cluster"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),

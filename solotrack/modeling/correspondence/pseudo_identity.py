@@ -42,10 +42,10 @@ def confident_links(
 
 
 def mutual_links(similarity: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Nodes of successive frames that are each other's most similar.
+    """Nodes of successive frames that are each other's most similar (METHOD 3.4).
 
     Args:
-        similarity: (B, F - 1, N, N) of nodes of frame t (rows) and t + 1 (columns).
+        similarity: (B, F - 1, N, N), in any units, of nodes of frame t (rows) and t + 1 (columns).
         valid: (B, F, N) bool, which nodes there are.
 
     Returns:

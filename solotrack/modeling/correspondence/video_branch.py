@@ -39,7 +39,7 @@ class ClipLosses(NamedTuple):
 
 
 class ClipNodes(NamedTuple):
-    """The instances of B clips of F frames, up to n a frame.
+    """The instances of B clips of F frames, up to n a frame (METHOD 3.2).
 
     Attributes:
         cells: (B, F, n) int64, the cell that stands for each.
@@ -169,6 +169,9 @@ class VideoBranch(nn.Module):
             image_head: takes the place of a head of its own, and learns the pseudo identities.
             videos: (B,) long, equal for clips of one video, for pseudo identities; None leaves these out.
             unmatched: in place of the branch's own mode; "" keeps it.
+
+        Raises:
+            ValueError: ``frames`` is 1, or there is no such mode.
         """
         nodes = self.find_nodes([feature.detach() for feature in features], frames, padded_size, detector, inference)
         embeddings, valid = nodes.read((image_head if self.head is None else self.head)(for_embedding)), nodes.valid
@@ -197,7 +200,7 @@ class VideoBranch(nn.Module):
     def find_nodes(
         self, features: Sequence[torch.Tensor], frames: int, padded_size: tuple[int, int], detector: SOLOHead, inference: SOLOInference
     ) -> ClipNodes:
-        """The instances of clips of so many frames; arguments as for :meth:`losses`."""
+        """The instances of clips of ``frames`` frames each (METHOD 3.2); arguments as for :meth:`losses`."""
         scores = detector.category_logits(features).float().sigmoid()
         if self.nodes == "point_nms":
             found = point_nodes(scores, detector.num_grids, self.node_score, self.max_nodes)

@@ -224,7 +224,10 @@ class SOLOTrack(nn.Module):
         Args:
             clips: ``frames`` of each are (3, H, W) uint8.
             videos: a number for each clip, equal for clips of one video; None leaves pseudo identities out.
-            unmatched: in place of the video branch's; "" keeps it.
+            unmatched: mode of ``cycle_loss`` in place of the video branch's; "" keeps that.
+
+        Raises:
+            ValueError: clips of one frame, or no such mode.
         """
         features, padded_size = self._clip_features(clips)
         return self.video_branch.losses(
@@ -241,10 +244,10 @@ class SOLOTrack(nn.Module):
 
     @torch.no_grad()
     def clip_embeddings(self, clips: list[dict], nodes: ClipNodes | None = None) -> tuple[torch.Tensor, ClipNodes]:
-        """The tracking embeddings (the image head's) of the instances of B unlabelled clips.
+        """The tracking embeddings (the image head's) of the instances of B unlabelled clips (METHOD 3.2).
 
         Args:
-            clips: as for :meth:`clip_losses`.
+            clips: as for :meth:`clip_losses`, F frames each.
             nodes: read these, found before in the same clips; None finds them.
 
         Returns:

@@ -48,6 +48,20 @@ def test_the_gradient_reaches_backbone_and_video_head_alone(nodes: str, frames: 
     assert model.video_branch.head.outputs[0].weight.grad.any()
 
 
+def test_tracking_embeddings_of_clips_are_the_image_heads() -> None:
+    model, batch = build().eval(), clips(2, 3)
+    embeddings, nodes = model.clip_embeddings(batch)
+    assert embeddings.shape[:3] == nodes.cells.shape == nodes.valid.shape == (2, 3, 6) and nodes.valid.any()
+    for clip, found, cells in zip(batch, embeddings, nodes.cells, strict=True):
+        for image, rows, index in zip(clip["frames"], found, cells, strict=True):
+            features = model.features(model.preprocess([{"image": image}]))
+            torch.testing.assert_close(rows, model.embedding_head(features.for_embedding)[0, index].detach())
+    with torch.no_grad():
+        model.embedding_head.outputs[0].weight.mul_(2)
+    again, same = model.clip_embeddings(batch, nodes)
+    assert same is nodes and not torch.equal(again, embeddings)
+
+
 def test_copies_of_a_node_go_as_the_config_says() -> None:
     nodes = {
         nms: float(
