@@ -214,13 +214,24 @@ def test_online_goes_back_to_the_weights_before_the_video_when_it_fails() -> Non
     assert any(states) and not states[-1] and adapted.adaptation.report.failed, "the frames after the failure see the old weights"
 
 
+def test_online_puts_the_null_logit_back_when_a_later_step_fails() -> None:
+    adapted = tracker({"TTA.MODE": "online", "TEST.FRAMES_PER_BATCH": 1})
+    model, losses, steps = adapted.model, adapted.model.clip_losses, []
+
+    def third_is_nan(*args, **words):
+        steps.append(losses(*args, **words))
+        return steps[-1]._replace(cycle=steps[-1].cycle * torch.nan) if len(steps) == 3 else steps[-1]
+
+    model.clip_losses = third_is_nan
+    null_logit = model.embedding_head.null_logit.fill_(2.0)
+    seen = [null_logit.item() for _ in adapted.detect(video())]
+    assert [value == 2.0 for value in seen] == [True, False, False, True, True, True, True] and adapted.adaptation.report.failed
+
+
 @pytest.mark.parametrize("mode", ["video", "online", "continual"])
 def test_a_loss_that_is_not_finite_is_given_up(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})
-    before, null_logit = weights(adapted), adapted.model.embedding_head.null_logit.fill_(2.0)
-    seen = [null_logit.item() for _ in adapted.detect(video())]
-    assert seen[-1] == 2.0 and not changed(before, adapted)
-    null_logit.fill_(torch.nan)
+    before = weights(adapted)
     tracks = adapted.track(video())
     assert adapted.adaptation.report.failed and not changed(before, adapted) and "not finite" in caplog.text
     if mode != "online":  # where frames had been tracked before it failed
