@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import ConfigError, tracker_similarity
 from .data.clip_mapper import sample_clips
-from .data.frames import FrameError, FrameSource
+from .data.frames import FrameSource, InOrderOnlyError
 from .modeling.correspondence.pseudo_identity import mutual_links
 from .ops.similarity import pairwise_similarity
 
@@ -35,7 +35,8 @@ class AdaptationReport:
         change: L2 norm of the change of the weights over that of the weights, at the end.
         null_change: what was added to the null logit, at the end; NaN where it is not calibrated.
         seconds: spent on reading clips and on steps.
-        failed: the loss became infinite or NaN; the weights went back to where they were before the video.
+        failed: the loss, or what the model makes of the clips after the last step, became infinite or NaN; the weights went back to where
+            they were before the video.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -49,7 +50,8 @@ class AdaptationReport:
 class TestTimeAdaptation:
     """Adapts backbone, FPN and video branch to a video before or while it is tracked, by gradient steps on its frames alone.
 
-    Heads stay as they are, and so do the statistics of BatchNorm. Modes:
+    The other heads stay as they are (the video branch may share the image head, which moves then), and so do the statistics of BatchNorm.
+    Modes:
 
     * "video": all steps first, on clips drawn from the whole video; needs frames that can be read in any order.
     * "online": before each of the first frames but the very first, a step on it and the one before; also for cameras.
@@ -84,7 +86,7 @@ class TestTimeAdaptation:
             unmatched: what becomes of objects without a partner, see :func:`cycle_loss`; "" = as in training. No image loss holds different
                 objects apart here, so "mutual" may suit adaptation where training did well with another (docs/METHOD.md 16, item 13).
             move_null: add to the model's calibrated null logit what the steps add, in the mean, to the similarity of objects that are each
-                other's most similar (docs/METHOD.md 16, item 13); undone with the weights. Costs two forward passes of a step's clips.
+                other's most similar (docs/METHOD.md 16, item 13); undone with the weights.
             metric, scale: of the tracker's similarity, "dot" or "cosine".
             clips_per_step: "video" and "continual" only.
             frames, max_gap: of a clip, see :func:`sample_clips`.
@@ -103,20 +105,21 @@ class TestTimeAdaptation:
         self.max_gap = max_gap
         self.seed = seed
         self.report = AdaptationReport()
+        self._open = False  # a video's
         self._moving: list[nn.Parameter] = []
         self._before: list[torch.Tensor] = []  # their values before the video
         self._null_logit = self._null_before = torch.zeros(())  # the model's buffer, and its value before the video
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        tta, (metric, scale) = cfg.TTA, tracker_similarity(cfg)
+        tta, tracker, (metric, scale) = cfg.TTA, cfg.TRACKER_HEADS, tracker_similarity(cfg)
         return {
             "iters": tta.ITERS,
             "lr": tta.LR,
             "mode": tta.MODE,
             "parts": tta.PARTS,
             "unmatched": tta.UNMATCHED,
-            "move_null": tta.MOVE_NULL,
+            "move_null": tta.MOVE_NULL and tracker.SIM == "softmax_null" and tracker.NULL_LOGIT is None,  # else nobody reads it
             "metric": metric,
             "scale": scale,
             "clips_per_step": tta.CLIPS_PER_STEP,
@@ -147,23 +150,33 @@ class TestTimeAdaptation:
             prepare: a frame of it -> network input with ``image``.
 
         Raises:
-            ConfigError: a source that cannot be read in any order, unless ``mode`` is "online".
+            ConfigError: a source that cannot be read in any order, unless ``mode`` is "online"; or nothing that could move.
+            RuntimeError: the model is another video's still, or nothing can learn in ``torch.inference_mode``.
         """
-        self.report = AdaptationReport()
+        if self._open:
+            raise RuntimeError("The model is adapted to another video, which is not finished: read its frames to the end, or close() them.")
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("Adaptation learns, which torch.inference_mode() does not allow; use torch.no_grad() around it, or nothing.")
         self._moving = self.parameters(model)
+        if not self._moving:
+            raise ConfigError(f"TTA.PARTS {list(self.parts)} hold no parameter that may move: training froze them, or the model has none.")
+        self.report = AdaptationReport()
         self._before = [p.detach().clone() for p in self._moving]
         self._null_logit = model.embedding_head.null_logit
         self._null_before = self._null_logit.clone()
+        self._open = True
         try:
             if self.mode != "online":
                 self._adapt_to_clips(model, source, prepare)
             yield
+            self._measure()
+            if self.mode != "continual":
+                self._put_back()
         except BaseException:
             self._put_back()
             raise
-        self._measure()
-        if self.mode != "continual":
-            self._put_back()
+        finally:
+            self._open, self._moving, self._before = False, [], []
         self._log()
 
     def before_frame(self, model: nn.Module, previous: dict | None, current: dict) -> None:
@@ -172,7 +185,7 @@ class TestTimeAdaptation:
             return
         start = time.perf_counter()
         clips = [{"frames": [previous["image"], current["image"]]}]
-        with self._moving_null(model, clips):
+        with self._followed(model, clips):
             self._step(model, clips)
         self.report.seconds += time.perf_counter() - start
 
@@ -185,14 +198,14 @@ class TestTimeAdaptation:
         start = time.perf_counter()
         try:
             count = source.count()
-        except FrameError as error:
+        except InOrderOnlyError as error:
             raise ConfigError(
                 f"TTA.MODE {self.mode} needs a video whose frames can be read in any order; use TTA.MODE online. {error}"
             ) from None
         if count >= self.frames and self.iters > 0:
             steps = self._clips_of_steps(count, source, prepare)
             first = next(steps)
-            with self._moving_null(model, first):
+            with self._followed(model, first):
                 for clips in chain([first], steps):
                     self._step(model, clips)
                     if self.report.failed:
@@ -208,22 +221,25 @@ class TestTimeAdaptation:
             yield [{"frames": [images[index] for index in clip]} for clip in indices]
 
     @contextmanager
-    def _moving_null(self, model: nn.Module, clips: list[dict]) -> Iterator[None]:
-        """Move the null logit by what the steps inside do to the similarity of objects that are each other's most similar in ``clips``.
+    def _followed(self, model: nn.Module, clips: list[dict]) -> Iterator[None]:
+        """See what the steps inside do to the embeddings in ``clips``: two forward passes.
 
-        It was calibrated before these steps, which change similarities as a whole: a dot product shrinks with the embeddings' length.
+        Embeddings that are not finite are given up. Otherwise the null logit moves by what the steps do to the similarity of objects that
+        are each other's most similar: it was calibrated before them, and they change similarities as a whole (a dot product shrinks with
+        the embeddings' length).
         """
-        if not self.move_null or self._null_logit.isnan():  # not calibrated: nothing to move
-            yield
-            return
         embeddings, nodes = model.clip_embeddings(clips)
         before = self._similarity(embeddings)
-        links = mutual_links(before, nodes.valid)
         yield
         if self.report.failed:  # all is back where it was
             return
-        after = self._similarity(model.clip_embeddings(clips, nodes)[0])
-        self._null_logit += torch.where(links, after - before, 0).sum() / links.sum().clamp(min=1)
+        embeddings, _ = model.clip_embeddings(clips, nodes)
+        if not embeddings.isfinite().all():
+            self._give_up()
+        elif self.move_null and not self._null_logit.isnan():  # NaN: not calibrated, nothing to move
+            links = mutual_links(before, nodes.valid)
+            change = self._similarity(embeddings) - before
+            self._null_logit += torch.where(links, change, 0).sum() / links.sum().clamp(min=1)
 
     def _similarity(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Of nodes (B, F, N, D) of a clip's successive frames, as the tracker has it: (B, F - 1, N, N)."""
@@ -239,13 +255,16 @@ class TestTimeAdaptation:
         self.report.losses.append(loss)
         self.report.nodes.append(nodes)
         if not finite:
-            self.report.failed = True
-            self._put_back()
+            self._give_up()
             return
         with torch.no_grad():
             for parameter, gradient in zip(self._moving, gradients, strict=True):
                 if gradient is not None:
                     parameter.sub_(gradient, alpha=self.lr)
+
+    def _give_up(self) -> None:
+        self.report.failed = True
+        self._put_back()
 
     @torch.no_grad()
     def _put_back(self) -> None:
@@ -257,19 +276,22 @@ class TestTimeAdaptation:
     def _measure(self) -> None:
         change = sum((p - value).square().sum() for p, value in zip(self._moving, self._before, strict=True))
         size = sum(value.square().sum() for value in self._before)
-        self.report.change = float((change / size).sqrt()) if self._before else 0.0
+        self.report.change = float((change / size).sqrt())
         self.report.null_change = float(self._null_logit - self._null_before)
 
     def _log(self) -> None:
         report = self.report
         if report.failed:
             logger.warning(
-                "The adaptation's loss is not finite; the video is tracked with the weights as they were before it. Lower TTA.LR."
+                "The adaptation's loss or outcome is not finite; the video is tracked with the weights of before it. Lower TTA.LR."
             )
+        elif self.iters == 0:
+            logger.info("Not adapted: TTA.ITERS is 0.")
         elif not report.losses:
-            logger.info(f"Not adapted: the video has fewer than the {self.frames} frames of a clip.")
+            frames = 2 if self.mode == "online" else self.frames
+            logger.info(f"Not adapted: the video has fewer than the {frames} frames of a clip.")
         elif not any(report.losses):
-            logger.info("Not adapted: there was no clip that has an object in each frame and several in one.")
+            logger.info("Not adapted: no clip has an object in each frame, several in one, and a walk that counts (TTA.UNMATCHED).")
         else:
             logger.info(
                 f"Adapted in {report.seconds:.2f} s: loss {report.losses[0]:.3f} to {report.losses[-1]:.3f}, "

@@ -166,10 +166,10 @@ def test_errors_in_the_middle_put_the_weights_back() -> None:
     adapted = tracker()
     before = weights(adapted)
     broken = video()
-    broken[5] = broken[5].astype(np.float32)
-    with pytest.raises(RuntimeError, match="Frame 5"):
+    broken[6] = broken[6].astype(np.float32)
+    with pytest.raises(RuntimeError, match="Frame 6"):
         adapted.track(broken)
-    assert not changed(before, adapted)
+    assert adapted.adaptation.report.losses and not changed(before, adapted), "frame 6 is in no clip of the first step"
     adapted.tracker.update = lambda instances: 1 / 0
     with pytest.raises(ZeroDivisionError):
         adapted.track(video())
@@ -207,14 +207,38 @@ def test_an_error_under_an_offline_tracker_puts_the_weights_back() -> None:
     assert adapted.adaptation.report.losses and not changed(before, adapted)
 
 
-def test_online_goes_back_to_the_weights_before_the_video_when_it_fails() -> None:
-    adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": "online"})
+def test_a_model_is_one_videos_at_a_time() -> None:
+    adapted = tracker()
     before = weights(adapted)
-    states = [changed(before, adapted) for _ in adapted.detect(video())]
-    assert any(states) and not states[-1] and adapted.adaptation.report.failed, "the frames after the failure see the old weights"
+    frames = adapted.stream(video())
+    next(frames)
+    with pytest.raises(RuntimeError, match="adapted to another video, which is not finished"):
+        adapted.track(video(2))
+    frames.close()
+    assert not changed(before, adapted) and adapted.track(video(2))
 
 
-def test_online_puts_the_null_logit_back_when_a_later_step_fails() -> None:
+def test_it_cannot_learn_in_inference_mode() -> None:
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch\.inference_mode\(\) does not allow"):
+        tracker().track(video())
+
+
+def test_parts_that_cannot_move() -> None:
+    adapted = tracker({"TTA.PARTS": ["backbone"]})
+    adapted.model.backbone.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"TTA\.PARTS \['backbone'\] hold no parameter that may move"):
+        adapted.track(video())
+
+
+@pytest.mark.parametrize("changes", [{"TRACKER_HEADS.NULL_LOGIT": 1.0}, {"TRACKER_HEADS.SIM": "bisoftmax"}])
+def test_a_null_logit_that_nobody_reads_stays(changes: dict) -> None:
+    adapted = tracker(changes)
+    adapted.model.embedding_head.null_logit.fill_(2.0)
+    adapted.track(video())
+    assert adapted.adaptation.report.change > 0 == adapted.adaptation.report.null_change
+
+
+def test_online_goes_back_to_where_it_was_before_the_video_when_a_later_step_fails() -> None:
     adapted = tracker({"TTA.MODE": "online", "TEST.FRAMES_PER_BATCH": 1})
     model, losses, steps = adapted.model, adapted.model.clip_losses, []
 
@@ -223,22 +247,30 @@ def test_online_puts_the_null_logit_back_when_a_later_step_fails() -> None:
         return steps[-1]._replace(cycle=steps[-1].cycle * torch.nan) if len(steps) == 3 else steps[-1]
 
     model.clip_losses = third_is_nan
-    null_logit = model.embedding_head.null_logit.fill_(2.0)
-    seen = [null_logit.item() for _ in adapted.detect(video())]
-    assert [value == 2.0 for value in seen] == [True, False, False, True, True, True, True] and adapted.adaptation.report.failed
+    null_logit, before = model.embedding_head.null_logit.fill_(2.0), weights(adapted)
+    seen = [(null_logit.item() == 2.0, not changed(before, adapted)) for _ in adapted.detect(video())]
+    assert [old for old, _ in seen] == [True, False, False, True, True, True, True] and adapted.adaptation.report.failed
+    assert all(null == others for null, others in seen), "the frames after the failure see the old weights"
 
 
+@pytest.mark.parametrize("move_null", [True, False])
+@pytest.mark.parametrize("iters", [3, 1])
 @pytest.mark.parametrize("mode", ["video", "online", "continual"])
-def test_a_loss_that_is_not_finite_is_given_up(mode: str, caplog: pytest.LogCaptureFixture) -> None:
-    adapted = tracker({"TTA.LR": 1e30, "TTA.MODE": mode, "TEST.FRAMES_PER_BATCH": 1})
+def test_a_loss_or_an_outcome_that_is_not_finite_is_given_up(
+    mode: str, iters: int, move_null: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapted = tracker({"TTA.LR": 1e30, "TTA.ITERS": iters, "TTA.MODE": mode, "TTA.MOVE_NULL": move_null, "TEST.FRAMES_PER_BATCH": 1})
+    adapted.model.embedding_head.null_logit.fill_(2.0)
     before = weights(adapted)
     tracks = adapted.track(video())
     assert adapted.adaptation.report.failed and not changed(before, adapted) and "not finite" in caplog.text
     if mode != "online":  # where frames had been tracked before it failed
-        assert tracks == without({"TEST.FRAMES_PER_BATCH": 1})
+        still = tracker({"TTA.ENABLED": False, "TEST.FRAMES_PER_BATCH": 1})
+        still.model.embedding_head.null_logit.fill_(2.0)
+        assert tracks == still.track(video())
 
 
-NOTHING = "Not adapted: there was no clip that has an object in each frame and several in one."
+NOTHING = "Not adapted: no clip has an object in each frame, several in one, and a walk that counts (TTA.UNMATCHED)."
 
 
 @pytest.mark.parametrize("mode", ["video", "online", "continual"])
@@ -247,10 +279,11 @@ NOTHING = "Not adapted: there was no clip that has an object in each frame and s
     [
         ({}, 1, [], "Not adapted: the video has fewer than the 2 frames of a clip."),
         ({"INPUT.CLIPS.FRAMES": 4}, 3, [], "Not adapted: the video has fewer than the 4 frames of a clip."),
+        ({"TTA.ITERS": 0}, LENGTH, [], "Not adapted: TTA.ITERS is 0."),
         ({"MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 1.0}, LENGTH, [0, 0, 0], NOTHING),
         ({"MODEL.SOLO_TRACK.VIDEO.MAX_NODES": 1}, LENGTH, [0, 0, 0], NOTHING),
     ],
-    ids=["a single frame", "shorter than a clip", "no confident node", "a single object"],
+    ids=["a single frame", "shorter than a clip", "no steps", "no confident node", "a single object"],
 )
 def test_videos_with_nothing_to_learn_from(
     mode: str, changes: dict, length: int, losses: list[float], message: str, caplog: pytest.LogCaptureFixture
@@ -279,6 +312,12 @@ def test_a_corrupt_frame_is_named_and_the_weights_go_back(mode: str, tmp_path: P
     with pytest.raises(FrameError, match=r"4\.png cannot be read .* copy or extract it again"):
         adapted.track(str(tmp_path))
     assert not changed(before, adapted)
+
+
+def test_a_broken_file_is_not_taken_for_a_camera(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"\0" * 600)
+    with pytest.raises(FrameError, match=r"clip\.mp4"):
+        tracker().track(str(tmp_path / "clip.mp4"))
 
 
 def stream() -> Iterator[np.ndarray]:

@@ -14,13 +14,17 @@ import numpy as np
 
 from solotrack.errors import SoloTrackError
 
-__all__ = ["Frame", "FrameError", "FrameSource", "ReadJob"]
+__all__ = ["Frame", "FrameError", "FrameSource", "InOrderOnlyError", "ReadJob"]
 
 ReadJob = tuple[str, Callable[[], np.ndarray]]  # a frame's name and the call that decodes it
 
 
 class FrameError(SoloTrackError, RuntimeError):
     """A frame or video that cannot be read; the message names the file and the remedy."""
+
+
+class InOrderOnlyError(FrameError):
+    """A camera or an iterator, whose frames come in order only, was asked for more."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class FrameSource(ABC):
     def _total(self, limit: int | None = None) -> int:
         """Exact number of frames of the video, or ``limit`` where there are at least that many."""
         del limit
-        raise FrameError(f"{type(self).__name__} yields frames in order only and cannot be read at random; record them to a file first.")
+        raise InOrderOnlyError(
+            f"{type(self).__name__} yields frames in order only and cannot be read at random; record them to a file first."
+        )
 
     def _read_jobs_at(self, numbers: Sequence[int]) -> list[ReadJob]:
         """The frames of these numbers, counting every frame of the video, in the same order."""
@@ -99,7 +105,8 @@ class FrameSource(ABC):
             limit: stop counting there. A video file's packets are all read otherwise.
 
         Raises:
-            FrameError: a source that can be read in order only, or a file that is broken.
+            InOrderOnlyError: of a camera or an iterator.
+            FrameError: a file that is broken.
         """
         return self._wanted_of(self._total(None if limit is None else (limit - 1) * self._every + 1))
 
@@ -108,7 +115,8 @@ class FrameSource(ABC):
 
         Raises:
             IndexError: a position that it does not have.
-            FrameError: a source that can be read in order only, or a frame that cannot be read.
+            InOrderOnlyError: of a camera or an iterator.
+            FrameError: a frame that cannot be read.
         """
         count = self.count()
         beyond = [index for index in indices if not 0 <= index < count]

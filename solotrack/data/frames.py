@@ -19,10 +19,10 @@ import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageOps
 
-from .frame_source import Frame, FrameError, FrameSource, ReadJob
+from .frame_source import Frame, FrameError, FrameSource, InOrderOnlyError, ReadJob
 from .video_file import VideoFile
 
-__all__ = ["IMAGE_SUFFIXES", "Frame", "FrameError", "FrameSource", "natural_key", "open_frames", "read_frame_image"]
+__all__ = ["IMAGE_SUFFIXES", "Frame", "FrameError", "FrameSource", "InOrderOnlyError", "natural_key", "open_frames", "read_frame_image"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 

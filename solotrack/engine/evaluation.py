@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -61,11 +64,24 @@ def evaluate_images(cfg: CfgNode, model: nn.Module, name: str) -> dict:
 
 
 def evaluate_videos(cfg: CfgNode, model: nn.Module, name: str) -> dict:
-    """Tube AP of a YouTube-VIS data set with the tracker of TRACKER_HEADS."""
+    """Tube AP of a YouTube-VIS data set with the tracker of TRACKER_HEADS; the model is left as it was, whatever TTA.MODE."""
     dataset_metadata(name)  # completes what the evaluator reads
     category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, name)
     evaluator = YTVISEvaluator(name, _folder(cfg, name), category_ids, cfg.DATASETS.VIDEO_SUBSET, cfg.TEST.BOX_TUBES)
-    return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(name), evaluator) or {}
+    with _put_back(model, cfg.TTA.ENABLED and cfg.TTA.MODE == "continual"):
+        return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(name), evaluator) or {}
+
+
+@contextmanager
+def _put_back(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Afterwards the model has the weights it had, if ``wanted``: a training that scores itself goes on from its own."""
+    before = {name: value.clone() for name, value in model.state_dict().items()} if wanted else {}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in model.state_dict().items() if wanted else ():
+                value.copy_(before[name])
 
 
 def _folder(cfg: CfgNode, name: str) -> str:

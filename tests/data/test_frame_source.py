@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from solotrack.data.frame_source import FrameSource
-from solotrack.data.frames import FrameError, open_frames
+from solotrack.data.frame_source import FrameSource, InOrderOnlyError
+from solotrack.data.frames import open_frames
 from tests.videos import pictures, write_video
 
 COUNT = 11
@@ -52,7 +52,7 @@ def test_counting_stops_at_the_limit(sources) -> None:
 def test_sources_without_an_order_of_their_own_are_refused() -> None:
     for source in (open_frames(image for image in pictures(3)), Endless("RGB", 1, None, None, None)):
         for ask in (source.count, lambda source=source: source.read([0])):
-            with pytest.raises(FrameError, match="in order only and cannot be read at random; record them to a file"):
+            with pytest.raises(InOrderOnlyError, match="in order only and cannot be read at random; record them to a file"):
                 ask()
 
 

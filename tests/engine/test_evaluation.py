@@ -108,6 +108,27 @@ def test_the_model_is_left_in_its_mode(tmp_path: Path) -> None:
     model.eval()
 
 
+def test_a_model_that_went_on_from_video_to_video_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that scores itself goes on from its own weights."""
+    adapt = {"MODEL.SOLO_TRACK.VIDEO.ENABLED": True, "MODEL.SOLO_TRACK.VIDEO.NODE_SCORE": 0.0, "TTA.ENABLED": True, "TTA.LR": 0.1}
+    cfg = tiny.config(tiny.detect_everything() | adapt | {"TTA.MODE": "continual", "DATASETS.TEST": ["tiny_test"]})
+    cfg.OUTPUT_DIR = str(tmp_path)
+    model, changes = tiny.model(cfg, spread=0.3).train(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    track = VideoTracker.track
+
+    def spy(self: VideoTracker, *args) -> list[dict]:
+        tracks = track(self, *args)
+        changes.append([name for name, value in model.state_dict().items() if not torch.equal(value, before[name])])
+        return tracks
+
+    monkeypatch.setattr(VideoTracker, "track", spy)
+    evaluate(cfg, model)
+    assert len(changes) == tiny.VIDEOS and all(changes), "it is adapted in between"
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_model_that_finds_nothing(tmp_path: Path) -> None:
     cfg, _ = trained(tmp_path, "tiny_val", "tiny_test")
     blind = tiny.model(cfg)

@@ -11,7 +11,7 @@ from solotrack.ops.similarity import pairwise_similarity
 __all__ = ["cycle_loss"]
 
 # In place of minus infinity: its softmax is exactly 0 in float32, and rows of nothing else stay finite.
-_NEVER = -1e4
+_NEVER = -1e30
 _LOG_HALF = math.log(0.5)
 
 
@@ -76,7 +76,7 @@ def cycle_loss(
         logits = pairwise_similarity(embeddings[:, :-1], embeddings[:, 1:], metric, 1.0 / temperature)  # (B, F - 1, N, N)
         if edge_dropout > 0:
             # far above what does not exist: where all is dropped, the softmax is over the nodes that there are
-            logits = logits.masked_fill(torch.rand_like(logits) < edge_dropout, _NEVER / 2)
+            logits = logits.masked_fill(torch.rand_like(logits) < edge_dropout, _NEVER / 10)
         out = _log_affinity(logits, valid[:, 1:])
         back = _log_affinity(logits.transpose(-2, -1), valid[:, :-1])
         rows = valid[:, 0]  # (B, N)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from ...config import tracker_similarity
 from ..embedding.head import EmbeddingHead
 from ..solo.head import SOLOHead
 from ..solo.inference import SOLOInference
@@ -88,6 +89,8 @@ class VideoBranch(nn.Module):
         pseudo_thresh: float = 0.5,
         image_metric: str = "cosine",
         image_scale: float = 1.0,
+        null_metric: str = "cosine",
+        null_scale: float = 1.0,
     ) -> None:
         """
         Args:
@@ -97,10 +100,11 @@ class VideoBranch(nn.Module):
             nodes: "mask_nms" or "point_nms", see :mod:`.nodes`.
             node_score, node_nms, max_nodes: score a node needs, mask IoU with a better one it may have, and the most nodes of a frame.
             metric, temperature, unmatched, null_sim, palindrome, edge_dropout: see :func:`cycle_loss`; edges are dropped in training alone.
-                A ``null_sim`` of None is that at which the image head's calibrated null logit stands, if both metrics are the cosine.
+                A ``null_sim`` of None is that at which the image head's calibrated null logit stands, if both are cosines.
             pseudo_weight: of the loss of pseudo identities, which rises like the other; 0 = off.
             pseudo_thresh: see :func:`confident_links`.
             image_metric, image_scale: of the image head's similarity, as its image losses have it.
+            null_metric, null_scale: the same as the tracker has it, for which the null logit is calibrated.
         """
         super().__init__()
         self.head = head
@@ -121,10 +125,14 @@ class VideoBranch(nn.Module):
         self.pseudo_thresh = pseudo_thresh
         self.image_metric = image_metric
         self.image_scale = image_scale
+        # the image head's embeddings have length 1 where its losses compare cosines
+        self.null_is_cosine = "cosine" in (null_metric, image_metric)
+        self.null_scale = null_scale
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         video, emb = cfg.MODEL.SOLO_TRACK.VIDEO, cfg.MODEL.SOLO_TRACK.EMB
+        null_metric, null_scale = tracker_similarity(cfg)
         return {
             "head": None if video.SHARE_HEAD else EmbeddingHead(cfg, input_shape),
             "init_from_image": video.INIT_FROM_IMAGE,
@@ -144,6 +152,8 @@ class VideoBranch(nn.Module):
             "pseudo_thresh": video.PSEUDO_THRESH,
             "image_metric": emb.SIM,
             "image_scale": emb.SCALE if emb.SIM == "dot" else 1.0 / emb.TEMPERATURE,
+            "null_metric": null_metric,
+            "null_scale": null_scale,
         }
 
     def losses(
@@ -212,9 +222,9 @@ class VideoBranch(nn.Module):
         """Similarity of the dust bin."""
         if self.null_sim is not None:
             return self.null_sim
-        if not self.metric == self.image_metric == "cosine":
+        if self.metric != "cosine" or not self.null_is_cosine:
             return _UNCALIBRATED
-        return (image_head.null_logit / self.image_scale).nan_to_num(_UNCALIBRATED)
+        return (image_head.null_logit / self.null_scale).nan_to_num(_UNCALIBRATED)
 
     def weights(self, iteration: int) -> tuple[float, float]:
         """Of the cycle loss and of the pseudo identities at an iteration of training, counted from 0."""

@@ -244,7 +244,7 @@ class SOLOTrack(nn.Module):
 
     @torch.no_grad()
     def clip_embeddings(self, clips: list[dict], nodes: ClipNodes | None = None) -> tuple[torch.Tensor, ClipNodes]:
-        """The tracking embeddings (the image head's) of the instances of B unlabelled clips (METHOD 3.2).
+        """The tracking embeddings of the instances of B unlabelled clips (METHOD 3.2), each read at the cell that stands for it.
 
         Args:
             clips: as for :meth:`clip_losses`, F frames each.
@@ -256,7 +256,12 @@ class SOLOTrack(nn.Module):
         features, padded_size = self._clip_features(clips)
         if nodes is None:
             nodes = self.video_branch.find_nodes(features.levels, len(clips[0]["frames"]), padded_size, self.head, self.inference)
-        return nodes.read(self.embedding_head(features.for_embedding)), nodes
+        return nodes.read(self._tracking_embeddings(features)), nodes
+
+    def _tracking_embeddings(self, features: Features) -> torch.Tensor:
+        """The image head's, float32 (N, R, D) of all cells; of length 1 where its losses compare cosines, before cells are averaged."""
+        embeddings = self.embedding_head(features.for_embedding).float()
+        return F.normalize(embeddings, dim=2, eps=NORM_EPS) if self.embedding_loss.metric == "cosine" else embeddings
 
     def _clip_features(self, clips: list[dict]) -> tuple[Features, tuple[int, int]]:
         """What the heads read of the clips' frames, one clip after the other, and the frames' padded size."""
@@ -323,9 +328,7 @@ class SOLOTrack(nn.Module):
         clusters = self.embedding_head is not None and self.embedding_read == "cluster"
         results = self.inference(self.head, features.levels, scores, images.image_sizes, sizes, padded_size, with_clusters=clusters)
         if self.embedding_head is not None:
-            embeddings = self.embedding_head(features.for_embedding).float()  # (N, R, D)
-            if self.embedding_loss.metric == "cosine":  # as training, before cells are averaged
-                embeddings = F.normalize(embeddings, dim=2, eps=NORM_EPS)
+            embeddings = self._tracking_embeddings(features)
             for image_embeddings, image_size, instances in zip(embeddings, images.image_sizes, results, strict=True):
                 instances.embeddings = self._read(image_embeddings, instances, image_size, padded_size)
         return [{"instances": x} for x in results]

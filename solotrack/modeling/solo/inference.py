@@ -42,6 +42,8 @@ class Candidates:
     scores: torch.Tensor  # (n,) float32
 
     def __getitem__(self, item: torch.Tensor | slice) -> Candidates:
+        if isinstance(item, torch.Tensor) and item.dtype == torch.bool:
+            item = item.nonzero()[:, 0]  # waits for the device once, not for each attribute
         return Candidates(self.image[item], self.cells[item], self.classes[item], self.scores[item])
 
 
@@ -280,7 +282,7 @@ class SOLOInference:
         Returns:
             the kept candidates by descending score, their rows and, with clusters, the cells (k, c) each stands for, filled up with -1.
         """
-        large = masks.large[rows]
+        large = masks.large[rows].nonzero()[:, 0]
         found, rows = found[large], rows[large]
         found.scores = found.scores * masks.maskness[rows]
         order = torch.argsort(found.scores, descending=True, stable=True)[: self.nms_pre]

@@ -143,6 +143,15 @@ def test_hopeless_walks_still_have_finite_losses_and_gradients() -> None:
     assert value.item() > 200 and lone.grad[0, 0, 1].any()
 
 
+def test_nodes_that_do_not_exist_are_worse_than_any_that_does() -> None:
+    """Dot products of embeddings that have no bounds, beside the zeros that pad them."""
+    nodes = torch.stack([torch.eye(2) * 100, -torch.eye(2) * 100 - 50])[None]  # logits of -7e4 to -2e5
+    padded = torch.cat([nodes, torch.zeros(1, 2, 1, 2)], dim=2)
+    loss = cycle_loss(nodes, torch.ones(1, 2, 2, dtype=torch.bool), metric="dot")
+    valid = torch.tensor([True, True, False]).expand(1, 2, 3)
+    torch.testing.assert_close(cycle_loss(padded, valid, metric="dot"), loss)
+
+
 def test_half_precision_is_compared_in_float32() -> None:
     embeddings = torch.randn(2, 2, 6, 16, generator=torch.Generator().manual_seed(0))
     valid = torch.ones(2, 2, 6, dtype=torch.bool)
