@@ -10,6 +10,8 @@ __all__ = ["EMBEDDING", "FRAMES", "FULL", "QUICKSTART", "SYNTHETIC", "video_reci
 
 FRAMES = (2, 3, 4)  # in the cycle, P4.3
 EMBEDDING = ("SOLO-Track", "SOLO-Track + cues")  # rows of compare_trackers that read the embedding
+_WITH_DISTANCE = ("distance", "distance, no gate", *EMBEDDING)
+_WITH_TRACKLETS = ("IoUTracker+", "SeqTracker", *EMBEDDING)
 
 # ---- trainings
 
@@ -35,29 +37,30 @@ _FPN = ("MODEL.SOLO_TRACK.EMB.STAGE", "''", "MODEL.SOLO_TRACK.EMB.KERNEL_SIZE", 
 
 
 def _synthetic_recipes() -> dict[str, Recipe]:
-    configs, data = "projects/solo_track/configs/synthetic", ("synthetic",)
+    """Each is scored with the trackers that some table has on its detections; all seven take several times as long."""
+    configs, images = "projects/solo_track/configs/synthetic", {"data": ("synthetic",), "trackers": EMBEDDING}
     recipes = {}
     for views, yamls, words in (("", "", ()), ("_two_view", "_two_view", ()), ("_fpn", "", _FPN)):
         start, video = f"ic_me{views}", f"{configs}/ic_me_video{yamls}.yaml"
-        recipes[f"ic{views}"] = Recipe(f"{configs}/ic{yamls}.yaml", overrides=words, data=data, hours=0.2)
-        recipes[start] = Recipe(f"{configs}/ic_me{yamls}.yaml", overrides=words, data=data, hours=0.2)
-        recipes[f"ic_me_longer{views}"] = Recipe(video, start, (*words, *_NO_VIDEO), data, hours=0.1)
+        recipes[f"ic{views}"] = Recipe(f"{configs}/ic{yamls}.yaml", overrides=words, **images, hours=0.2)
+        recipes[start] = replace(recipes[f"ic{views}"], config=f"{configs}/ic_me{yamls}.yaml", trackers=_WITH_DISTANCE)
+        recipes[f"ic_me_longer{views}"] = Recipe(video, start, (*words, *_NO_VIDEO), **images, hours=0.1)
         for frames in FRAMES[:1] if words == _FPN else FRAMES:
-            recipes[video_recipe(frames) + views] = Recipe(video, start, (*words, "INPUT.CLIPS.FRAMES", str(frames)), data, hours=0.1)
+            recipes[video_recipe(frames) + views] = Recipe(video, start, (*words, "INPUT.CLIPS.FRAMES", str(frames)), **images, hours=0.1)
+    recipes[video_recipe(2)] = replace(recipes[video_recipe(2)], trackers=_WITH_TRACKLETS)
     video = f"{configs}/ic_me_video_two_view.yaml"
     for name, words in _PLUS.items():
-        recipes[name] = Recipe(video, "ic_me_two_view", words, data, hours=0.1)
+        recipes[name] = Recipe(video, "ic_me_two_view", words, **images, hours=0.1)
     calibrated = (*_NO_VIDEO, *_UNTRAINED, *_PLUS["plus_clip_calibration"])
-    recipes["longer_clip_calibration"] = Recipe(video, "ic_me_longer_two_view", calibrated, data, hours=0.01)
+    recipes["longer_clip_calibration"] = Recipe(video, "ic_me_longer_two_view", calibrated, **images, hours=0.01)
     labelled = (
         "DATASETS.CUSTOM.VIDEOS",
         "[['synthetic_labelled', '{made}/synthetic_labelled/test.json', '{made}/synthetic_labelled/videos/test']]",
     )
-    for name in ("masktrack_rcnn", "sipmask"):
+    for name, trackers in (("masktrack_rcnn", _WITH_TRACKLETS), ("sipmask", EMBEDDING)):
         config = f"projects/baselines/configs/{name}_synthetic.yaml"
-        recipes[name] = Recipe(config, overrides=labelled, data=("synthetic_labelled",), shift_test=False, hours=0.3)
-        untrained = (*labelled, *_UNTRAINED)
-        recipes[f"{name}_untrained"] = Recipe(config, overrides=untrained, data=("synthetic_labelled",), shift_test=False, hours=0.01)
+        recipes[name] = Recipe(config, "", labelled, ("synthetic_labelled",), trackers=trackers, shift_test=False, hours=0.3)
+        recipes[f"{name}_untrained"] = replace(recipes[name], overrides=(*labelled, *_UNTRAINED), trackers=EMBEDDING, hours=0.01)
     return recipes
 
 

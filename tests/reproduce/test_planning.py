@@ -108,6 +108,14 @@ def test_what_makes_a_cell_wins_over_the_user_s_overrides() -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (1, 0.0)
 
 
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "plus"])
+def test_every_measurement_has_the_trackers_of_the_rows_that_read_it(name: str) -> None:
+    table = TABLES["synthetic", name]
+    for row in table.rows:
+        args = understood(plan("synthetic", name)[measurements(table, row, 0)[0]])
+        assert row.tracker in args.tracker
+
+
 def test_adaptation_is_a_measurement_of_the_same_weights() -> None:
     plain, adapted = (understood(plan("synthetic", "table3")[f"ic_me_video/seed0/{name}"]) for name in ("compare", "compare_adapted"))
     assert plain.weights == adapted.weights and plain.output != adapted.output
@@ -119,10 +127,11 @@ def test_synthetic_data_have_the_seed_and_the_user_s_options() -> None:
     stages = plan("synthetic", "table3", Run("out", (0,), data_seed=7, data_options=("--images", "8", "--videos", "2")))
     videos, labelled = stages["data/synthetic"].command, stages["data/synthetic_labelled"].command
     assert videos[2:7] == ("synthetic", "--output", "out/data/synthetic", "--seed", "7")
-    assert videos[7:] == ("--light", "0.35", "--unlabelled-videos", "120", "--images", "8", "--videos", "2")
+    amounts = ("--light", "0.35", "--videos", "200", "--unlabelled-videos", "120", "--images", "8", "--videos", "2")
+    assert videos[7:] == amounts, "the user's come later"
     assert labelled[labelled.index("--seed") + 1] == "107"
     amounts = ("--light", "0.35", "--videos", "200", "--frames", "10", "--images", "8", "--videos", "2")
-    assert labelled[7:17] == amounts, "its own, but the user's come later"
+    assert labelled[7:17] == amounts, "likewise"
     assert labelled[-6:] == ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0"), "no images, whatever the user wants"
     assert "--light" not in plan("synthetic", "ablation")["data/synthetic"].command, "the quickstart's own"
     assert all(stage.environment == (("DETECTRON2_DATASETS", "out/data"),) for stage in stages.values())
