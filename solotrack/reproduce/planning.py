@@ -102,7 +102,8 @@ class _Plan:
                 )
             else:
                 trackers = (word for tracker in scoring.trackers or recipe.trackers for word in ("--tracker", tracker))
-                command = _tool("compare_trackers", *model, "--dataset", setting.videos, "--output", folder, *trackers, *words)
+                scored = ("--dataset", setting.videos, "--metrics", "mot", "--output", folder)
+                command = _tool("compare_trackers", *model, *scored, *trackers, *words)
             needs, inputs = self.add_data((*setting.score_data, *(setting.image_data if shift else ())))
             needs, inputs = (train, *needs), (*inputs, Input(config, (config,)))
             stage = Stage(name, command, (output,), needs, inputs, setting.gpus, scoring.hours, self.environment)

@@ -14,6 +14,7 @@ from .results import RowResult
 
 __all__ = ["as_html", "as_markdown", "mean_and_error", "seed_values"]
 
+_GAINS = ("AP", "HOTA")  # measures whose gain over another line is shown
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 0.5em 0 1.5em; font-variant-numeric: tabular-nums }
@@ -37,20 +38,20 @@ def seed_values(result: RowResult, metric: str = "AP") -> dict[int, float]:
     return {seed: cell.score(result.row.tracker, metric) for seed, cell in result.cells.items()}
 
 
-def _gain(result: RowResult, block: Sequence[RowResult]) -> str:
-    """AP over the line that this one is compared with, seed by seed."""
+def _gain(result: RowResult, block: Sequence[RowResult], metric: str) -> str:
+    """A measure over the line that this one is compared with, seed by seed."""
     if not result.row.over or not result.cells:
         return ""
-    other = seed_values(next(r for r in block if r.row.label == result.row.over))
-    pairs = [value - other[seed] for seed, value in seed_values(result).items() if seed in other]
+    other = seed_values(next(r for r in block if r.row.label == result.row.over), metric)
+    pairs = [value - other[seed] for seed, value in seed_values(result, metric).items() if seed in other]
     return mean_and_error(pairs, 1, sign=True)
 
 
 def _lines(table: Table, block: Sequence[RowResult], seeds: int) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line a row."""
     paper = any(row.paper for row in table.rows)
-    gain = any(row.over for row in table.rows)
-    headers = ["", *(["paper"] if paper else []), *(column.header for column in table.columns), *(["gain"] if gain else [])]
+    gains = _GAINS if any(row.over for row in table.rows) else ()
+    headers = ["", *(["paper"] if paper else []), *(column.header for column in table.columns), *(f"gain in {name}" for name in gains)]
     lines = []
     for result in block:
         line = [result.row.label + (f" ({len(result.cells)} of {seeds} seeds)" if 0 < len(result.cells) < seeds else "")]
@@ -60,7 +61,7 @@ def _lines(table: Table, block: Sequence[RowResult], seeds: int) -> tuple[list[s
             line += [mean_and_error([c.value(result.row, cell) for cell in result.cells.values()], c.digits) for c in table.columns]
         else:
             line += [result.why, *[""] * (len(table.columns) - 1)]
-        lines.append([*line, *([_gain(result, block)] if gain else [])])
+        lines.append([*line, *(_gain(result, block, name) for name in gains)])
     return headers, lines
 
 

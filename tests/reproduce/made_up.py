@@ -24,7 +24,10 @@ def write_cell(table: Table, run: Run, recipe: str, seed: int, scores: dict[str,
     """comparison.json, shift.json, metrics.json, config.yaml and weights of a model; ``scores`` are tracker -> AP."""
     folder = Path(cell_folder(run, recipe, seed))
     folder.mkdir(parents=True)
-    rows = {name: {"AP": ap, "AP50": 2 * ap, "AP75": float("nan"), "AR1": 1.0, "AR10": 2.0} for name, ap in scores.items()}
+    rows = {
+        name: {"AP": ap, "AP50": 2 * ap, "AP75": float("nan"), "AR1": 1.0, "AR10": 2.0, "IDF1": 4 * ap, "HOTA": 3 * ap}
+        for name, ap in scores.items()
+    }
     (folder / "comparison.json").write_text(json.dumps(rows))
     measures = {"match": shift, "distance": 0.25, "new_object_auc": 0.75, "null_rate": 0.5, "instances": 9, "candidates": 3.0}
     (folder / "shift.json").write_text(json.dumps({"shift": measures, "videos": measures}))
