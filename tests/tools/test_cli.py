@@ -300,7 +300,10 @@ def test_wrong_words_get_one_sentence(project: Project, words: tuple[str, ...], 
 
 
 def test_ctrl_c_in_training_says_how_to_go_on(project: Project) -> None:
-    interrupt = "import signal, solotrack.engine.trainer as t; t.Trainer.train = lambda self: signal.raise_signal(signal.SIGINT)"
+    interrupt = (
+        "import signal, solotrack.engine.trainer as t; t.Trainer.train = lambda self: signal.raise_signal(signal.SIGINT); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a script's background jobs are started deaf to it
+    )
     words = ("--config-file", "config.yaml", "OUTPUT_DIR", "stopped")
     done = tool_server().tool("train_net", *words, cwd=project.folder, setup=interrupt, DETECTRON2_DATASETS=str(project.folder / "data"))
     assert done.code == 130 and "Traceback" not in done.err, done.err
