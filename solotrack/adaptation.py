@@ -222,21 +222,23 @@ class TestTimeAdaptation:
 
     @contextmanager
     def _followed(self, model: nn.Module, clips: list[dict]) -> Iterator[None]:
-        """See what the steps inside do to the embeddings in ``clips``: two forward passes.
+        """See what the steps inside do to the embeddings in ``clips``: a forward pass after them, one before if the null logit moves.
 
         Embeddings that are not finite are given up. Otherwise the null logit moves by what the steps do to the similarity of objects that
         are each other's most similar: it was calibrated before them, and they change similarities as a whole (a dot product shrinks with
         the embeddings' length).
         """
-        embeddings, nodes = model.clip_embeddings(clips)
-        before = self._similarity(embeddings)
+        before = nodes = None
+        if self.move_null and not self._null_logit.isnan():  # NaN: not calibrated, nothing to move
+            embeddings, nodes = model.clip_embeddings(clips)
+            before = self._similarity(embeddings)
         yield
         if self.report.failed:  # all is back where it was
             return
         embeddings, _ = model.clip_embeddings(clips, nodes)
         if not embeddings.isfinite().all():
             self._give_up()
-        elif self.move_null and not self._null_logit.isnan():  # NaN: not calibrated, nothing to move
+        elif before is not None:
             links = mutual_links(before, nodes.valid)
             change = self._similarity(embeddings) - before
             self._null_logit += torch.where(links, change, 0).sum() / links.sum().clamp(min=1)

@@ -17,6 +17,7 @@ from solotrack.data.frames import FrameError, open_frames
 from solotrack.engine.streaming import VideoTracker
 from solotrack.modeling.correspondence.video_branch import ClipNodes
 from tests import tiny
+from tests.videos import write_video
 
 SIDE, LENGTH = 64, 7
 ADAPT = {
@@ -315,9 +316,12 @@ def test_a_corrupt_frame_is_named_and_the_weights_go_back(mode: str, tmp_path: P
 
 
 def test_a_broken_file_is_not_taken_for_a_camera(tmp_path: Path) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"\0" * 600)
-    with pytest.raises(FrameError, match=r"clip\.mp4"):
-        tracker().track(str(tmp_path / "clip.mp4"))
+    write_video(tmp_path / "clip.mkv", video())
+    whole = (tmp_path / "clip.mkv").read_bytes()
+    cluster = bytes.fromhex("1f43b675")  # begins the frames: cut in there, the file opens and has none
+    (tmp_path / "clip.mkv").write_bytes(whole[: whole.index(cluster) + 20])
+    with pytest.raises(FrameError, match=r"clip\.mkv holds no frame"):
+        tracker().track(str(tmp_path / "clip.mkv"))
 
 
 def stream() -> Iterator[np.ndarray]:

@@ -29,7 +29,7 @@ from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.comparison import TRACKERS, compare_trackers, results_folder
 from solotrack.engine.streaming import scored_categories
-from solotrack.evaluation.mot import Bootstrap, paired_difference, score_identities
+from solotrack.evaluation.mot import Bootstrap, check_library, paired_difference, score_identities
 from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.files import atomic_write
 
@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     if args.bootstrap < 0 or (args.bootstrap and args.metrics != "mot"):
         raise ConfigError("--bootstrap must be at least 0, and goes with --metrics mot.")
+    if args.metrics == "mot":
+        check_library()
     cfg = load_config(args.config_file, config_words(args))
     check_device(cfg)
     register_custom(cfg)

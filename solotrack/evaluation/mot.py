@@ -22,7 +22,16 @@ from solotrack.evaluation.boxes import boxes_by_frame
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError
 from solotrack.ops.masks import box_iou
 
-__all__ = ["SCORES", "Bootstrap", "MOTResult", "MissingLibraryError", "block_frames", "paired_difference", "score_identities"]
+__all__ = [
+    "SCORES",
+    "Bootstrap",
+    "MOTResult",
+    "MissingLibraryError",
+    "block_frames",
+    "check_library",
+    "paired_difference",
+    "score_identities",
+]
 
 SCORES = ("IDF1", "IDP", "IDR", "HOTA", "DetA", "AssA", "MOTA")
 COUNTS = ("IDTP", "IDFP", "IDFN", "TP", "FP", "FN", "IDSW", "frames", "objects", "tracks")
@@ -176,6 +185,15 @@ def block_frames(length: int, block: int, rng: np.random.Generator) -> np.ndarra
 def _interval(score: float, resampled: np.ndarray, level: float) -> tuple[float, float]:
     low, high = score + np.quantile(resampled - resampled.mean(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def check_library() -> None:
+    """Say that TrackEval is missing before videos are tracked, not after.
+
+    Raises:
+        MissingLibraryError: it is not installed.
+    """
+    _metrics()
 
 
 def _metrics() -> tuple[Any, ...]:

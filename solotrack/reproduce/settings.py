@@ -120,7 +120,7 @@ _HALVES = (  # of the labelled videos: to learn from, and held out
 )
 _NO_IMAGES = ("--images", "0", "--val-images", "0", "--unlabelled-videos", "0")
 _VIDEOS = ("--light", "0.35")  # stills do not show how an object looks in other light: what is left to learn from video
-_TEST_VIDEOS = ("--videos", "200")  # on 40 the AP of one and the same model is 5 points off
+_TEST_VIDEOS = ("--videos", "200")  # on 40 the AP of one and the same model is up to 5.9 points off (METHOD 16, item 14)
 _LABELLED = ("--videos", "200", "--frames", "10")  # as many frames as SOLO-Track has images; fewer videos are learned by heart
 _STILLS = DataSet("synthetic data", ("{made}/synthetic/stats.json",), ("synthetic",), seed=0)
 _SYNTHETIC_DATA = {

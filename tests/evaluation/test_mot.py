@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from solotrack.evaluation.mot import Bootstrap, MissingLibraryError, block_frames, paired_difference, score_identities
+from solotrack.evaluation.mot import Bootstrap, MissingLibraryError, block_frames, check_library, paired_difference, score_identities
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError
 from solotrack.ops.rle import decode_rle, encode_masks
 
@@ -202,5 +202,6 @@ def test_no_object() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackeval.metrics", None)
-    with pytest.raises(MissingLibraryError, match=r"requirements/trackeval\.txt"):
-        score_identities(truth_of([], 3), [])
+    for ask in (check_library, lambda: score_identities(truth_of([], 3), [])):
+        with pytest.raises(MissingLibraryError, match=r"requirements/trackeval\.txt"):
+            ask()
