@@ -51,10 +51,16 @@ def _lines(table: Table, block: Sequence[RowResult], seeds: int) -> tuple[list[s
     """Headers, and a line a row."""
     paper = any(row.paper for row in table.rows)
     gains = _GAINS if any(row.over for row in table.rows) else ()
-    headers = ["", *(["paper"] if paper else []), *(column.header for column in table.columns), *(f"gain in {name}" for name in gains)]
+    headers = [
+        "",
+        "training",
+        *(["paper"] if paper else []),
+        *(column.header for column in table.columns),
+        *(f"gain in {name}" for name in gains),
+    ]
     lines = []
     for result in block:
-        line = [result.row.label + (f" ({len(result.cells)} of {seeds} seeds)" if 0 < len(result.cells) < seeds else "")]
+        line = [result.row.label + (f" ({len(result.cells)} of {seeds} seeds)" if 0 < len(result.cells) < seeds else ""), result.row.recipe]
         if paper:
             line.append(" ".join(f"{number:.1f}" for number in result.row.paper) or "–")
         if result.cells:
@@ -76,9 +82,17 @@ def _sentences(table: Table, results: Mapping[str, Sequence[RowResult]], run: Ru
         *([f"Not the configs' settings: {' '.join((*run.data_options, *run.overrides))}."] if run.data_options or run.overrides else []),
         *(["Paper: AP, AP50, AP75, AR1, AR10 on YouTube-VIS 2019 val, 20 categories."] if paper else []),
         *table.notes,
+        f"Trainings. {'; '.join(_training(table, name) for name in table.trainings)}.",
         *dict.fromkeys(partial),
         *warnings,
     ]
+
+
+def _training(table: Table, name: str) -> str:
+    """A recipe in words: its config, what it starts from and what it changes."""
+    recipe = table.setting.recipes[name]
+    start = f" from {recipe.start}" if recipe.start else ""
+    return f"{name}: {recipe.config}{start}{' with ' if recipe.overrides else ''}{' '.join(recipe.overrides)}"
 
 
 def as_markdown(table: Table, results: Mapping[str, Sequence[RowResult]], run: Run, warnings: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ from solotrack.reproduce.definition import Row
 from solotrack.reproduce.planning import Run, table_plan
 from solotrack.reproduce.report import as_html, as_markdown, mean_and_error, seed_values
 from solotrack.reproduce.results import RowResult, table_results
+from solotrack.reproduce.tables import TABLES
 from tests.reproduce import made_up
 
 
@@ -57,6 +58,13 @@ def test_markdown(run: Run) -> None:
     assert "synthetic data of generator seed 0, mean ± standard error over seeds 0, 1" in text
     assert "- IC + ME: failed: ic_me/seed1/train, see " in text and "- a warning" in text
     assert "Not the configs' settings" not in text
+    assert ic["training"] == "ic" and "ic: projects/solo_track/configs/synthetic/ic.yaml" in text
+
+
+def test_trainings_are_told() -> None:
+    table = TABLES["synthetic", "table2"]
+    text = as_markdown(table, {}, Run("", (0,)))
+    assert " ic_me_video: projects/solo_track/configs/synthetic/ic_me_video.yaml from ic_me with INPUT.CLIPS.FRAMES 2;" in text
 
 
 def test_changes_of_the_user_are_said(run: Run) -> None:
@@ -69,7 +77,7 @@ def test_reasons_stand_in_the_table(run: Run) -> None:
     block = {"": [RowResult(Row("a | b", "ic"), {}, "not run: needs COCO, 8 GPUs")]}
     table = replace(made_up.table(), rows=(Row("a | b", "ic"),))
     text = as_markdown(table, block, run)
-    assert "| a \\| b | not run: needs COCO, 8 GPUs |" in text
+    assert "| a \\| b | ic         | not run: needs COCO, 8 GPUs |" in text
     assert "| paper" not in text and "gain in" not in text, "columns that no line fills are left out"
 
 

@@ -72,7 +72,12 @@ def test_from_data_to_a_table(tool: ModuleType, made: Run, at_root: None, capsys
     folder = Path(made.folder)
     printed = capsys.readouterr().out
     text = (folder / "table2.md").read_text()
-    assert text in printed and "| 2 frames | 32.9 54.4 35.0 34.1 40.8 |" in text and "not run" not in text and "other settings" not in text
+    assert (
+        text in printed
+        and "| 2 frames | ic_me_video | 32.9 54.4 35.0 34.1 40.8 |" in text
+        and "not run" not in text
+        and "other settings" not in text
+    )
     assert "Not the configs' settings: --images 4" in text
     assert "<td>2 frames" in (folder / "table2.html").read_text()
     for name in ("table2.png", "table2_losses.png"):
