@@ -122,10 +122,12 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records:
     model.embedding_head.null_logit.fill_(value)
     missed, fooled = (known < value).float().mean().item(), (new >= value).float().mean().item()
     logger.info(f"Null logit {value:.3f}: {missed:.1%} of {len(known)} known and {fooled:.1%} of {len(new)} new objects on the wrong side.")
-    if share > 0 and error >= min(share, 1 - share):
+    if share > 0 and max(missed, fooled) > 0.5:
+        kinds = ("new", "known") if fooled > missed else ("known", "new")
         logger.warning(
-            "Known and new objects look alike: mistakes are fewest where all are taken for one kind. "
-            "TRACKER_HEADS.CALIBRATION.NEW_SHARE 0 mistakes both kinds equally often instead."
+            "Known and new objects look alike: mistakes are fewest where"
+            f" {max(missed, fooled):.0%} of the {kinds[0]} objects are taken for {kinds[1]}."
+            " TRACKER_HEADS.CALIBRATION.NEW_SHARE 0 mistakes both kinds equally often instead."
         )
     return value, error
 

@@ -135,7 +135,13 @@ def test_what_looks_alike_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     same = torch.arange(30.0)
     monkeypatch.setattr(calibration, "_in_views", lambda *_: (same, same))
     assert calibrate_null_logit(cfg, model) == (0.0, pytest.approx(0.1)), "everything is known"
-    assert "Known and new objects look alike" in caplog.text
+    assert "100% of the new objects are taken for known" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(calibration, "_in_views", lambda *_: (same, same[:20]))
+    cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE = 0.9
+    assert calibrate_null_logit(cfg, model)[0] == 20
+    assert "67% of the known objects are taken for new" in caplog.text
+    cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE = 0.1
     caplog.clear()
     monkeypatch.setattr(calibration, "_in_views", lambda *_: (same + 20, same))
     assert calibrate_null_logit(cfg, model)[0] == 20 and "alike" not in caplog.text
