@@ -28,7 +28,6 @@ _PLUS = {  # beyond the paper, each alone on top of two views and video: recipe 
     "plus_temperature": ("MODEL.SOLO_TRACK.EMB.TEMPERATURE", "0.07"),
     "plus_color": ("INPUT.VIEWS.COLOR", "0.6"),
     "plus_frame_views": ("INPUT.CLIPS.VIEWS", "True"),
-    "plus_clip_calibration": ("TRACKER_HEADS.CALIBRATION.SOURCE", "clips"),
     "plus_pseudo": ("MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT", "0.5"),
 }
 
@@ -51,8 +50,9 @@ def _synthetic_recipes() -> dict[str, Recipe]:
     video = f"{configs}/ic_me_video_two_view.yaml"
     for name, words in _PLUS.items():
         recipes[name] = Recipe(video, "ic_me_two_view", words, **images, hours=0.1)
-    calibrated = (*_NO_VIDEO, *_UNTRAINED, *_PLUS["plus_clip_calibration"])
-    recipes["longer_clip_calibration"] = Recipe(video, "ic_me_longer_two_view", calibrated, **images, hours=0.01)
+    calibrated = (*_UNTRAINED, "TRACKER_HEADS.CALIBRATION.SOURCE", "clips")
+    recipes["plus_clip_calibration"] = Recipe(video, "ic_me_video_two_view", calibrated, **images, hours=0.01)
+    recipes["longer_clip_calibration"] = Recipe(video, "ic_me_longer_two_view", (*_NO_VIDEO, *calibrated), **images, hours=0.01)
     labelled = (
         "DATASETS.CUSTOM.VIDEOS",
         "[['synthetic_labelled', '{made}/synthetic_labelled/test.json', '{made}/synthetic_labelled/videos/test']]",
