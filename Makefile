@@ -31,7 +31,7 @@ quickstart: env
 	$(BIN)/python tools/quickstart.py --output $(OUTPUT)/quickstart
 
 ablation: env
-	$(BIN)/python tools/reproduce.py ablation --output $(OUTPUT)/ablation --seeds 0 1 2
+	$(BIN)/python tools/reproduce.py ablation --output $(OUTPUT)/tables --seeds 0 1 2
 
 tables: env
 	for table in table1 table2 table3; do $(BIN)/python tools/reproduce.py $$table --output $(OUTPUT)/tables --seeds 0 1 2 || exit 1; done

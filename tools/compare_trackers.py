@@ -20,6 +20,7 @@ import json
 import os
 import sys
 
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
@@ -30,6 +31,7 @@ from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.comparison import TRACKERS, compare_trackers, results_folder
 from solotrack.engine.streaming import scored_categories
 from solotrack.evaluation.mot import Bootstrap, check_library, paired_difference, score_identities
+from solotrack.evaluation.ytvis import scored_videos
 from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.files import atomic_write
 
@@ -56,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.bootstrap < 0 or (args.bootstrap and args.metrics != "mot"):
-        raise ConfigError("--bootstrap must be at least 0, and goes with --metrics mot.")
+    if min(args.bootstrap, args.seed) < 0 or (args.bootstrap and args.metrics != "mot"):
+        raise ConfigError("--bootstrap and --seed must be at least 0, and --bootstrap goes with --metrics mot.")
     if args.metrics == "mot":
         check_library()
     cfg = load_config(args.config_file, config_words(args))
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     columns = COLUMNS[args.metrics]
     cells = {name: {c: f"{values[c]:.1f}" for c in columns if c in values} for name, values in rows.items()}
     if args.metrics == "mot":
-        _add_identities(rows, cells, dataset_metadata(dataset).json_file, scored_categories(cfg, dataset), args)
+        _add_identities(rows, cells, dataset, cfg, args)
     headers = list(next(iter(cells.values())))
     table = tabulate(
         [[name, *row.values()] for name, row in cells.items()], ["tracker", *headers], tablefmt="github", disable_numparse=True
@@ -83,17 +85,18 @@ def run(args: argparse.Namespace) -> None:
             file.write(text)
 
 
-def _add_identities(
-    rows: dict[str, dict], cells: dict[str, dict[str, str]], json_file: str, category_ids: list[int], args: argparse.Namespace
-) -> None:
-    """Add every row's identity metrics to its values (percent, counts, intervals) and to its cells of the table."""
+def _add_identities(rows: dict[str, dict], cells: dict[str, dict[str, str]], dataset: str, cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Add every row's identity metrics, of what AP is of, to its values (percent, counts, intervals) and to its cells of the table."""
+    json_file = dataset_metadata(dataset).json_file
     truth = read_ground_truth(load_json(json_file), json_file)
+    categories = scored_categories(cfg, dataset)
+    videos = scored_videos(truth, None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else categories, cfg.DATASETS.VIDEO_SUBSET)
     bootstrap = Bootstrap(args.bootstrap, seed=args.seed) if args.bootstrap else None
     results = {}
     for name in rows:
         path = os.path.join(results_folder(args.output, name), "results.json")
         tracks, _ = read_predictions(load_json(path), truth, path)
-        results[name] = score_identities(truth, tracks, bootstrap=bootstrap, category_ids=category_ids)
+        results[name] = score_identities(truth, tracks, bootstrap=bootstrap, category_ids=categories, video_ids=videos)
     rival = BASELINE if BASELINE in results else next(iter(results))
     for name, result in results.items():
         row, cell = rows[name], cells[name]

@@ -6,7 +6,7 @@
   tools/reproduce.py table3 --data synthetic --seeds 0 1 2       other systems, with and without post-processing; + adaptation
   tools/reproduce.py table1 --data coco-ytvis                    at full size, where the data and the GPUs are; else what each line needs
   tools/reproduce.py plus --seeds 0 1 2                          what goes beyond the paper, one knob at a time, on synthetic data
-  tools/reproduce.py ablation --output output/ablation           image losses on synthetic data
+  tools/reproduce.py ablation --seeds 0 1 2                      image losses on synthetic data
 
 What is done already is not done again, so an interrupted run continues, and tables in one folder share their trainings. Commands run
 side by side (--jobs); logs/ has what each printed. --dry-run prints the plan. A smoke run of minutes:
@@ -31,15 +31,16 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from solotrack.config import ConfigError, load_config
+from solotrack.config import ConfigError
 from solotrack.engine.cli import run_tool
-from solotrack.engine.plan import Stage, obstacles, outdated, run_plan, unfinished, visible_gpus
-from solotrack.files import atomic_write
+from solotrack.engine.plan import PlanError, Stage, obstacles, outdated, run_plan, unfinished, visible_gpus
+from solotrack.errors import SoloTrackError
+from solotrack.files import atomic_write, folder_lock
 from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, logs_folder, table_plan
 from solotrack.reproduce.plots import plot_ap, plot_losses
 from solotrack.reproduce.report import as_html, as_markdown
-from solotrack.reproduce.results import changed_commands, changed_settings, fillable, note_command, table_results
+from solotrack.reproduce.results import changed_commands, changed_settings, check_settings, fillable, note_command, table_results
 from solotrack.reproduce.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,22 @@ def describe(table: Table, run: Run, stages: list[Stage], gpus: int) -> str:
 
 
 def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int) -> None:
-    """Run what can be run here, and write the table, also after failures."""
+    """Run what can be run here, and write the table, also after failures.
+
+    Raises:
+        PlanError: another command works in the folder, stages failed, or a training was begun with other settings.
+    """
+    try:
+        with folder_lock(run.folder) as lock:
+            _fill(table, run, stages, gpus, jobs, lock)
+    except BlockingIOError:
+        raise PlanError(
+            f"Another command works in {run.folder}, or a training that one left behind. Wait for it, or give this one an --output of"
+            " its own; --jobs runs more side by side."
+        ) from None
+
+
+def _fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int, lock: int) -> None:
     targets = fillable(table, run, stages, len(gpus))
     outcomes: dict[str, str] = {}
     try:
@@ -81,9 +97,20 @@ def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int
                 bar.update()
 
             threads = max(1, (os.cpu_count() or 1) // jobs)
-            run_plan(stages, logs_folder(run), jobs, threads, report, gpus, targets)
+            run_plan(stages, logs_folder(run), jobs, threads, report, gpus, targets, (lock,))
     finally:
-        print(f"\n{write(table, run, stages, len(gpus), outcomes)}\n{run.folder}/{table.name}.md, .html and .png")
+        failed = sys.exc_info()[1] is not None
+        try:
+            print(f"\n{write(table, run, stages, len(gpus), outcomes)}\n{run.folder}/{table.name}.md, .html and .png")
+        except (OSError, SoloTrackError) as error:
+            if not failed:
+                raise
+            print(f"The table was not written: {error}", file=sys.stderr)
+
+
+def _made(stage: Stage) -> str:
+    """What has to go so that a finished stage runs again from its start: of a training its whole folder."""
+    return os.path.dirname(stage.outputs[0]) if stage.name.endswith("/train") else stage.outputs[0]
 
 
 def write(table: Table, run: Run, stages: list[Stage], gpus: int, outcomes: Mapping[str, str]) -> str:
@@ -91,7 +118,7 @@ def write(table: Table, run: Run, stages: list[Stage], gpus: int, outcomes: Mapp
     results = table_results(table, run, stages, gpus, outcomes)
     warnings = changed_settings(table, run) + changed_commands(run, stages)
     warnings += [
-        f"{stage.name} is older than {need.name}, which it was made from; remove {stage.outputs[0]} to make it again."
+        f"{stage.name} is older than {need.name}, which it was made from; remove {_made(stage)} to make it again."
         for stage, need in outdated(stages)
     ]
     pictures = {f"{table.name}.png": plot_ap(table, results), f"{table.name}_losses.png": plot_losses(table, run)}
@@ -107,13 +134,18 @@ def write(table: Table, run: Run, stages: list[Stage], gpus: int, outcomes: Mapp
     return markdown
 
 
-def add_options(parser: argparse.ArgumentParser, output: str) -> None:
-    parser.add_argument("--output", default=output, metavar="DIR", help=f"folder for everything (default: {output})")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", default="output/tables", metavar="DIR", help="folder for everything (default: output/tables)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of weights and batches (default: 0 1 2)")
     parser.add_argument(
         "--data-seed", type=int, default=0, metavar="N", help="of synthetic data; others than 0 have a folder of their own (default: 0)"
     )
-    parser.add_argument("--data-options", default="", metavar="WORDS", help='for prepare_data.py synthetic, e.g. "--images 40 --videos 2"')
+    parser.add_argument(
+        "--data-options",
+        default="",
+        metavar="WORDS",
+        help='for prepare_data.py synthetic, all sets, also the labelled videos that baselines learn from; e.g. "--images 40 --videos 2"',
+    )
     parser.add_argument("--gpus", type=int, metavar="N", help="a full-size training takes at most (default: 8; the batch stays the same)")
     parser.add_argument(
         "--only",
@@ -141,14 +173,35 @@ def parser() -> argparse.ArgumentParser:
             command = commands.add_parser(name, help=f"{table.title}; hours on two cores")
             kinds = [kind for kind, other in TABLES if other == name]
             command.add_argument("--data", choices=kinds, default="synthetic", help="default: synthetic")
-            add_options(command, "output/ablation" if name == "ablation" else "output/tables")
+            add_options(command)
     return result
 
 
 def folder_of(args: argparse.Namespace) -> str:
-    """Tables of other data have a folder of their own in that of the first."""
-    own = f"data_seed{args.data_seed}" if args.data == "synthetic" and args.data_seed else ""
-    return os.path.join(os.path.abspath(args.output), own if args.data == "synthetic" else args.data).rstrip(os.sep)
+    """Tables of other data or other trainings have a folder of their own in that of the first."""
+    setting = TABLES[args.data, args.table].setting
+    own = f"data_seed{args.data_seed}" if setting.seeded and args.data_seed else ""
+    return os.path.join(os.path.abspath(args.output), setting.folder, own).rstrip(os.sep)
+
+
+def data_options_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Words of --data-options.
+
+    Raises:
+        ConfigError: they are not words, say what other options say, or nothing is made.
+    """
+    try:
+        words = tuple(shlex.split(args.data_options))
+    except ValueError as error:
+        raise ConfigError(f"--data-options {args.data_options}: {error}.") from error
+    if words and not TABLES[args.data, args.table].setting.seeded:
+        raise ConfigError("--data-options are for synthetic data; this table makes none.")
+    taken = {"--seed": "--data-seed", "--output": "--output"}
+    for word in words:
+        for name, instead in taken.items():
+            if len(word) > 2 and name.startswith(word.split("=")[0]) and word.startswith("--"):
+                raise ConfigError(f"--data-options {word}: say {instead} outside of it.")
+    return words
 
 
 def reproduce(args: argparse.Namespace) -> None:
@@ -161,19 +214,18 @@ def reproduce(args: argparse.Namespace) -> None:
         args.data_seed,
         datasets,
         tuple(args.override),
-        tuple(shlex.split(args.data_options)),
+        data_options_of(args),
         args.gpus or sys.maxsize,
         tuple(args.only),
     )
-    load_config(overrides=run.overrides)  # what is wrong shows before anything runs
     os.chdir(ROOT)
     table, gpus = TABLES[args.data, args.table], visible_gpus()
-    unknown = [pattern for pattern in run.only if not fnmatch.filter(table.trainings, pattern)]
+    names = list(dict.fromkeys(row.recipe for row in table.rows))
+    unknown = [pattern for pattern in run.only if not fnmatch.filter(names, pattern)]
     if unknown:
-        raise ConfigError(
-            f"--only {' '.join(unknown)}: no training of {table.name} has such a name; they are {', '.join(table.trainings)}."
-        )
+        raise ConfigError(f"--only {' '.join(unknown)}: no line of {table.name} has such a training; they are {', '.join(names)}.")
     stages = table_plan(table, run)
+    check_settings(table, run, stages, fillable(table, run, stages, len(gpus)))
     if args.dry_run:
         print(describe(table, run, stages, len(gpus)))
     else:

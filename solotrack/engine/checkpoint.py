@@ -97,6 +97,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to continue from; one that was removed by hand is none."""
+        if not super().has_checkpoint():
+            return False
+        path = self.get_checkpoint_file()
+        if os.path.isfile(path):
+            return True
+        self.logger.warning(f"{path} was the last checkpoint and is gone: this run does not continue from it.")
+        return False
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load weights and, unless told otherwise, the training state; "" loads nothing.
 

@@ -139,7 +139,9 @@ def _by_name(stages: Sequence[Stage]) -> dict[str, Stage]:
     return by_name
 
 
-def run_stage(stage: Stage, log: str | None = None, threads: int | None = None, gpus: Sequence[str] = ()) -> None:
+def run_stage(
+    stage: Stage, log: str | None = None, threads: int | None = None, gpus: Sequence[str] = (), pass_fds: Sequence[int] = ()
+) -> None:
     """Run a stage's command, unless it is done.
 
     Args:
@@ -147,6 +149,7 @@ def run_stage(stage: Stage, log: str | None = None, threads: int | None = None, 
         log: file that takes what it prints, appended; None leaves it on the terminal.
         threads: cores it may use; None: all.
         gpus: that it alone is to see; none: it sees what this process sees.
+        pass_fds: open files that it keeps, such as a lock's.
 
     Raises:
         PlanError: it failed, or did not write its outputs.
@@ -159,11 +162,13 @@ def run_stage(stage: Stage, log: str | None = None, threads: int | None = None, 
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if log is None:
-        code = subprocess.run(stage.command, env=environment, check=False).returncode
+        code = subprocess.run(stage.command, env=environment, check=False, pass_fds=pass_fds).returncode
     else:
         os.makedirs(os.path.dirname(os.path.abspath(log)), exist_ok=True)
         with open(log, "ab") as file:
-            code = subprocess.run(stage.command, env=environment, check=False, stdout=file, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(
+                stage.command, env=environment, check=False, stdout=file, stderr=subprocess.STDOUT, pass_fds=pass_fds
+            ).returncode
     where = f"; its output is in {log}" if log else ""
     if code:
         raise PlanError(f"{stage.name} failed with exit code {code}{where}. Run the same command again to continue from there.")
@@ -180,6 +185,7 @@ def run_plan(
     report: Callable[[Stage, str], None] | None = None,
     gpus: Sequence[str] = (),
     targets: Iterable[str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> None:
     """Run what is ``unfinished``, several stages side by side; a failed stage stops those that need it and no others.
 
@@ -191,6 +197,7 @@ def run_plan(
         report: called with a stage and "done", "failed" or "not run", from this thread.
         gpus: as ``visible_gpus``; stages that take some share them out.
         targets: names of the stages that are to be done in the end; None: all.
+        pass_fds: open files that the commands keep, such as a lock's.
 
     Raises:
         PlanError: at the end, with every failure.
@@ -216,7 +223,7 @@ def run_plan(
                 if len(running) < jobs and stage.gpus <= len(free):
                     waiting.remove(stage)
                     taken, free = free[: stage.gpus], free[stage.gpus :]
-                    running[pool.submit(run_stage, stage, log_file(logs, stage), threads, taken)] = (stage, taken)
+                    running[pool.submit(run_stage, stage, log_file(logs, stage), threads, taken, pass_fds)] = (stage, taken)
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 stage, taken = running.pop(future)

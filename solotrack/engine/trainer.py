@@ -94,8 +94,11 @@ class TrainingStep(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()
-        with torch.autocast(self.device_type, dtype=self.dtype) if self.dtype else contextlib.nullcontext():
-            loss_dict = self.model(batch)
+        try:
+            with torch.autocast(self.device_type, dtype=self.dtype) if self.dtype else contextlib.nullcontext():
+                loss_dict = self.model(batch)
+        except FloatingPointError as error:  # a detector that looks at its predictions before it has losses
+            raise self._non_finite(f"{str(error).rstrip('.')}, at iteration {self.iter}.", batch) from error
         total = sum(loss_dict.values())
         if not torch.isfinite(total.detach()):  # the one wait for the device in a step
             terms = {name: loss.item() for name, loss in loss_dict.items()}

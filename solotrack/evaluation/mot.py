@@ -120,6 +120,7 @@ def score_identities(
     score_threshold: float = 0.0,
     bootstrap: Bootstrap | None = None,
     category_ids: Iterable[int] | None = None,
+    video_ids: Iterable[int] | None = None,
 ) -> MOTResult:
     """Score checked tracks (``ytvis_format``) by the boxes of their masks.
 
@@ -132,6 +133,7 @@ def score_identities(
         score_threshold: tracks with a lower score are left out.
         bootstrap: for intervals; None for none.
         category_ids: categories to score, all by default. Objects and tracks of others are left out.
+        video_ids: videos to score, all by default.
 
     Raises:
         MissingLibraryError: TrackEval is not installed.
@@ -139,14 +141,19 @@ def score_identities(
     """
     metrics = _metrics()
     scored = set(ground_truth.categories if category_ids is None else category_ids)
-    objects = [track for track in ground_truth.tracks if not track.crowd and track.category_id in scored]
+    videos = ground_truth.videos if video_ids is None else {i: ground_truth.videos[i] for i in video_ids}
+
+    def counts_here(track: Track) -> bool:
+        return track.category_id in scored and track.video_id in videos
+
+    objects = [track for track in ground_truth.tracks if not track.crowd and counts_here(track)]
     if not objects:
         raise YTVISFormatError("the ground truth has no object to score, crowds left out, so no identity can be scored")
-    tracks = [track for track in tracks if track.score >= score_threshold and track.category_id in scored]
-    sequences = _sequences(ground_truth.videos, objects, tracks)
+    tracks = [track for track in tracks if track.score >= score_threshold and counts_here(track)]
+    sequences = _sequences(videos, objects, tracks)
     scores, counts = _measure(metrics, [sequence.frames() for sequence, _ in sequences])
     counts |= {
-        "frames": sum(video.length for video in ground_truth.videos.values()),
+        "frames": sum(video.length for video in videos.values()),
         "objects": sum(sequence.objects for sequence, _ in sequences),
         "tracks": sum(sequence.tracks for sequence, _ in sequences),
     }
@@ -156,7 +163,7 @@ def score_identities(
     rng = np.random.default_rng(bootstrap.seed)
     drawn = []
     for _ in range(bootstrap.resamples):
-        orders = {i: block_frames(ground_truth.videos[i].length, bootstrap.block, rng) for i in sorted(ground_truth.videos)}
+        orders = {i: block_frames(videos[i].length, bootstrap.block, rng) for i in sorted(videos)}
         drawn.append(_measure(metrics[:2], [sequence.frames(orders[video]) for sequence, video in sequences])[0])
     resampled = {name: np.array([draw[name] for draw in drawn]) for name in SCORES if name != "MOTA"}
     intervals = {name: _interval(scores[name], values, bootstrap.level) for name, values in resampled.items()}

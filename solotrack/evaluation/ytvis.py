@@ -19,7 +19,7 @@ from tabulate import tabulate
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, YTVISFormatError, read_ground_truth, read_predictions
 from solotrack.ops.rle import has_negative_runs
 
-__all__ = ["YTVISResult", "evaluate_ytvis", "score_tracks", "tube_ious", "videos_with_categories"]
+__all__ = ["YTVISResult", "evaluate_ytvis", "score_tracks", "scored_videos", "tube_ious", "videos_with_categories"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
@@ -88,6 +88,13 @@ def videos_with_categories(ground_truth: GroundTruth, category_ids: Iterable[int
     """Ids of the videos with a ground-truth track of one of the categories, ascending (METHOD 8.2, mode "any")."""
     wanted = set(category_ids)
     return sorted({track.video_id for track in ground_truth.tracks if track.category_id in wanted})
+
+
+def scored_videos(ground_truth: GroundTruth, category_ids: Iterable[int] | None, subset: str) -> list[int]:
+    """Ids of the videos to score, ascending: of some categories, in mode "any", those that show one; else all (METHOD 8.2)."""
+    if category_ids is not None and subset == "any":
+        return videos_with_categories(ground_truth, category_ids)
+    return sorted(ground_truth.videos)
 
 
 def score_tracks(

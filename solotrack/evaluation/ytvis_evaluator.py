@@ -18,7 +18,7 @@ from solotrack.files import atomic_write
 from solotrack.ops.rle import rle_to_json
 
 from .boxes import with_box_masks, with_box_truth
-from .ytvis import YTVISResult, score_tracks, videos_with_categories
+from .ytvis import YTVISResult, score_tracks, scored_videos
 from .ytvis_format import load_json, read_ground_truth, read_predictions
 
 __all__ = ["YTVISEvaluator"]
@@ -103,8 +103,7 @@ class YTVISEvaluator(DatasetEvaluator):
             where = f"; upload {self.output_dir / 'results.zip'} to its server" if self.output_dir else ""
             logger.warning("%s has no annotations, so %s cannot be scored here%s", self.json_file, self.dataset_name, where)
             return OrderedDict()
-        subset = self.category_ids is not None and self.video_subset == "any"
-        videos = videos_with_categories(truth, self.category_ids) if subset else sorted(truth.videos)
+        videos = scored_videos(truth, self.category_ids, self.video_subset)
         unseen = len(set(videos) - by_video.keys())
         if unseen:
             logger.warning("%d of the %d videos to score were not processed; their objects count as missed", unseen, len(videos))

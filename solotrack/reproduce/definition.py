@@ -89,6 +89,7 @@ class Setting:
         score_data, image_data: names of the data sets that measurements read, and the shift test besides.
         score_overrides: config KEY VALUE ... of every measurement.
         gpus: that a measurement takes.
+        folder: below that of the tables, for trainings whose names others have too.
         in_datasets: whether commands look for data sets in the user's folder, and not in the one of made data.
     """
 
@@ -102,6 +103,7 @@ class Setting:
     image_data: tuple[str, ...] = ()
     score_overrides: tuple[str, ...] = ()
     gpus: int = 0
+    folder: str = ""
     in_datasets: bool = False
 
     @property

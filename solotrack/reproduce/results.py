@@ -13,14 +13,23 @@ import numpy as np
 import yaml
 from detectron2.config import CfgNode
 
-from ..config import load_config
+from ..config import ConfigError, load_config
 from ..config.checks import flatten
 from ..engine.plan import PlanError, Stage, log_file, obstacles, unfinished
 from ..files import atomic_write
 from .definition import Cell, Row, Table
 from .planning import Run, cell_folder, logs_folder, measurements, train_overrides
 
-__all__ = ["RowResult", "changed_commands", "changed_settings", "fillable", "note_command", "read_metrics", "table_results"]
+__all__ = [
+    "RowResult",
+    "changed_commands",
+    "changed_settings",
+    "check_settings",
+    "fillable",
+    "note_command",
+    "read_metrics",
+    "table_results",
+]
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,7 @@ def table_results(
     Returns:
         Block -> its lines.
 
-    Raises:
-        PlanError: a file of numbers that cannot be read.
+    A file of numbers that cannot be read is a reason too.
     """
     return {block: [_row_result(table, run, stages, gpus, outcomes or {}, row) for row in rows] for block, rows in table.blocks.items()}
 
@@ -76,7 +84,10 @@ def _row_result(table: Table, run: Run, stages: Sequence[Stage], gpus: int, outc
     for seed in run.seeds:
         pending = unfinished(stages, measurements(table, row, seed))
         if not pending:
-            cells[seed] = _read_cell(table, run, row, seed)
+            try:
+                cells[seed] = _read_cell(table, run, row, seed)
+            except PlanError as error:
+                reasons.append(str(error))
             continue
         failed = [stage for stage in pending if outcomes.get(stage.name) == "failed"]
         lacking = obstacles(pending, gpus)
@@ -130,46 +141,141 @@ def changed_settings(table: Table, run: Run) -> list[str]:
     """Sentences about trainings that are done and were done with other settings than they would be now."""
     changes = []
     for name in table.trainings:
-        recipe = table.setting.recipes[name]
         for seed in run.seeds:
             folder = cell_folder(run, name, seed)
-            if not all(os.path.exists(os.path.join(folder, file)) for file in ("model_final.pth", "config.yaml")):
+            if not os.path.exists(os.path.join(folder, "model_final.pth")):
                 continue
-            with open(os.path.join(folder, "config.yaml"), encoding="utf-8") as file:
-                before = flatten(CfgNode(yaml.safe_load(file)))
-            now = flatten(load_config(recipe.config, train_overrides(table, run, name)))
-            different = [
-                f"{key} was {before[key]}, is {value}"
-                for key, value in now.items()
-                if key in before and not key.startswith(_OWN) and _plain(before[key]) != _plain(value)
-            ]
+            try:
+                different = _other_settings(folder, _training_settings(table, run, name))
+            except ConfigError as error:
+                different = str(error)
             if different:
-                more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-                changes.append(f"{folder} was trained with other settings: {', '.join(different[:3])}{more}; remove it to train it again.")
+                changes.append(f"{folder} was trained with other settings: {different}; remove it to train it again.")
     return changes
 
 
+def check_settings(table: Table, run: Run, stages: Sequence[Stage], targets: Sequence[str]) -> None:
+    """Look at the configs of all lines that are wanted, and at trainings that would go on from where they were stopped.
+
+    Args:
+        table, run, stages: the plan.
+        targets: names of the stages that are to be done.
+
+    Raises:
+        ConfigError: a config that the overrides make impossible.
+        PlanError: a training was begun with other settings or from other files.
+    """
+    by_name, faults, settings = {stage.name: stage for stage in stages}, [], {}
+    for stage in stages:
+        name = stage.name.split("/")[0]
+        if name == "data" or not _is_wanted(table, run, name):
+            continue
+        try:
+            if _measures(stage):
+                _measured_settings(stage)
+            elif name not in settings:
+                settings[name] = _training_settings(table, run, name)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    for stage in unfinished(stages, targets):
+        name, folder = stage.name.split("/")[0], os.path.dirname(stage.outputs[0])
+        if _measures(stage) or name == "data" or not os.path.isdir(folder):
+            continue
+        begun = [entry.stat().st_mtime for entry in os.scandir(folder) if entry.name.endswith(".pth")]
+        if not begun:
+            continue
+        different = _other_settings(folder, settings[name])
+        sources = {need: by_name[need].outputs for need in stage.needs if by_name[need].done}
+        newer = [need for need, paths in sources.items() if max(map(os.path.getmtime, paths)) > min(begun)]
+        if different:
+            faults.append(f"{folder} is half trained with other settings: {different}; remove it, or go back to those.")
+        elif newer:
+            faults.append(f"{folder} is half trained from what is newer by now, {', '.join(newer)}; remove it.")
+    if faults:
+        raise PlanError("\n".join(faults))
+
+
+def _is_wanted(table: Table, run: Run, name: str) -> bool:
+    """Whether a line that is to be run stands on a training."""
+    lines = {row.recipe for row in table.rows if not run.only or any(fnmatchcase(row.recipe, pattern) for pattern in run.only)}
+    starts = set()
+    for line in lines:
+        while line := table.setting.recipes[line].start:
+            starts.add(line)
+    return name in lines | starts
+
+
+def _training_settings(table: Table, run: Run, name: str) -> dict[str, object]:
+    return flatten(load_config(table.setting.recipes[name].config, train_overrides(table, run, name)))
+
+
+def _other_settings(folder: str, now: Mapping[str, object]) -> str:
+    """What a training in ``folder`` was made with and would not be now, in words; "" for nothing, or without its config.yaml."""
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.exists(path):
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            before = flatten(CfgNode(yaml.safe_load(file)))
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        return f"{path} is damaged ({' '.join(str(error).split())})"
+    return _in_words({key: (before[key], value) for key, value in now.items() if key in before and not key.startswith(_OWN)})
+
+
+def _in_words(pairs: Mapping[str, tuple[object, object]]) -> str:
+    different = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if _plain(old) != _plain(new)]
+    return ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+
+
+# What a measurement reads of its config; what else is in it is the training's.
+_MEASURED = ("TRACKER_HEADS.", "TTA.", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.SOLO.", "SOLVER.AMP.")
+
+
+def _measured_settings(stage: Stage) -> dict[str, object]:
+    """Settings of a measurement's command, as it reads them."""
+    words = stage.command[2:]
+    options = next((i for i in range(0, len(words), 2) if not words[i].startswith("--")), len(words))
+    settings = flatten(load_config(words[words.index("--config-file") + 1], words[options:]))
+    unused = () if settings["TTA.ENABLED"] else ("TTA.",)
+    return {key: _plain(value) for key, value in settings.items() if key.startswith(_MEASURED) and not key.startswith(unused)}
+
+
 def note_command(run: Run, stage: Stage) -> None:
-    """Keep the words of a command that has done its work, for ``changed_commands``."""
-    with atomic_write(_words_file(run, stage)) as file:
-        json.dump(_words(run, stage), file)
+    """Keep the words of a command that has done its work, and a measurement's settings, for ``changed_commands``."""
+    note = {"command": _words(run, stage), "settings": _measured_settings(stage) if _measures(stage) else {}}
+    with atomic_write(_note_file(run, stage)) as file:
+        json.dump(note, file)
 
 
 def changed_commands(run: Run, stages: Sequence[Stage]) -> list[str]:
-    """Sentences about finished data and measurements that another command made than would now, such as other amounts of data.
+    """Sentences about finished data and measurements that another command, or other settings, made than would now.
 
     Trainings are not among them: ``changed_settings`` knows better what counts.
     """
     changes = []
     for stage in stages:
-        path = _words_file(run, stage)
+        path = _note_file(run, stage)
         if stage.name.endswith("/train") or not stage.done or not os.path.exists(path):
             continue
-        lines = [line for line in difflib.ndiff(_read_json(path), _words(run, stage)) if line[0] in "+-"]
+        note = _read_json(path)
+        if isinstance(note, list):  # as it was before settings were noted
+            note = {"command": note, "settings": {}}
+        lines = [line for line in difflib.ndiff(note["command"], _words(run, stage)) if line[0] in "+-"]
+        try:
+            now = _measured_settings(stage) if _measures(stage) else {}
+            different = _in_words({key: (value, now[key]) for key, value in note["settings"].items() if key in now})
+        except ConfigError as error:
+            different = str(error)
+        made = os.path.dirname(stage.outputs[0]) if stage.name.startswith("data/") else stage.outputs[0]
         if lines:
-            made = os.path.dirname(stage.outputs[0]) if stage.name.startswith("data/") else stage.outputs[0]
             changes.append(f"{stage.name} was made by another command ({', '.join(lines)}); remove {made} to make it again.")
+        elif different:
+            changes.append(f"{stage.name} was made with other settings ({different}); remove {made} to make it again.")
     return changes
+
+
+def _measures(stage: Stage) -> bool:
+    return not stage.name.startswith("data/") and not stage.name.endswith("/train")
 
 
 def _words(run: Run, stage: Stage) -> list[str]:
@@ -177,7 +283,7 @@ def _words(run: Run, stage: Stage) -> list[str]:
     return [word.replace(run.folder, "{folder}") for word in stage.command[1:]]
 
 
-def _words_file(run: Run, stage: Stage) -> str:
+def _note_file(run: Run, stage: Stage) -> str:
     return os.path.splitext(log_file(logs_folder(run), stage))[0] + ".json"
 
 

@@ -135,7 +135,7 @@ _SYNTHETIC_DATA = {
 }
 
 
-def _synthetic_setting(data: dict[str, DataSet], recipes: dict[str, Recipe]) -> Setting:
+def _synthetic_setting(data: dict[str, DataSet], recipes: dict[str, Recipe], folder: str = "") -> Setting:
     """Synthetic data, with trainings on them."""
     return Setting(
         "synthetic data",
@@ -149,6 +149,7 @@ def _synthetic_setting(data: dict[str, DataSet], recipes: dict[str, Recipe]) -> 
         videos="synthetic_test",
         images="synthetic_val",
         score_data=("synthetic",),
+        folder=folder,
     )
 
 
@@ -159,6 +160,7 @@ QUICKSTART = _synthetic_setting(
         name: Recipe(f"projects/quickstart/configs/ablation/{name}.yaml", data=("synthetic",), hours=0.2)
         for name in ("ic", "ic_me", "ic_one_view_control", "ic_two_view", "ic_me_two_view")
     },
+    folder="ablation",
 )
 FULL = Setting(
     "COCO and YouTube-VIS 2019",
@@ -179,5 +181,6 @@ FULL = Setting(
     image_data=("coco_val",),
     score_overrides=_HALVES,
     gpus=1,
+    folder="coco-ytvis",
     in_datasets=True,
 )

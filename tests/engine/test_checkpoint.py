@@ -67,6 +67,14 @@ def test_an_untagged_file_is_not_what_a_run_continues_from(saved: Path) -> None:
     assert (saved / "best.pth").exists()
 
 
+def test_a_last_checkpoint_that_was_removed_is_none(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpointer = AtomicCheckpointer(linear(0.0), str(saved))
+    path = Path(checkpointer.get_checkpoint_file())
+    assert checkpointer.has_checkpoint()
+    path.unlink()
+    assert not checkpointer.has_checkpoint() and f"{path} was the last checkpoint and is gone" in caplog.text
+
+
 def test_nothing_is_saved_where_nothing_should_be(tmp_path: Path) -> None:
     AtomicCheckpointer(linear(1), str(tmp_path), save_to_disk=False).save("a")
     AtomicCheckpointer(linear(1)).save("a")

@@ -28,6 +28,18 @@ def test_a_bad_step_changes_no_weight() -> None:
     assert all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
 
 
+def test_a_detector_that_sees_the_divergence_first() -> None:
+    trainer = steps()
+
+    def diverged(batch: list[dict]) -> dict[str, torch.Tensor]:
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+
+    trainer.model.forward = diverged
+    with EventStorage(0), pytest.raises(NonFiniteLossError, match=r"(?s)contain Inf/NaN, at iteration 0\..*train/\d+\.jpg\n"):
+        trainer.iter = 0
+        trainer.run_step()
+
+
 def test_a_gradient_that_is_not_a_number_stops_before_the_step() -> None:
     """Finite losses with a NaN gradient: sqrt at 0. All files of the batch are named, those of clips too."""
 

@@ -134,6 +134,16 @@ def test_videos_categories_crowds_and_the_threshold() -> None:
     assert nothing.scores == dict.fromkeys(nothing.scores, 0) and nothing.counts["IDFN"] == nothing.counts["FN"] == 10
 
 
+def test_some_videos() -> None:
+    """As if the others were not there: neither their tracks nor their frames count."""
+    objects = [track([(0, 0, 4, 4)] * 3, video) for video in (1, 2)]
+    guesses = [track([(0, 0, 4, 4)] * 3, 1), track([(8, 8, 4, 4)] * 3, 2)]
+    some = score_identities(truth_of(objects, 3, (1, 2)), guesses, video_ids=[1], bootstrap=Bootstrap(5))
+    alone = score_identities(truth_of(objects[:1], 3), guesses[:1], bootstrap=Bootstrap(5))
+    assert (some.scores, some.counts, some.intervals) == (alone.scores, alone.counts, alone.intervals)
+    assert some.counts["frames"] == 3 and some.counts["FP"] == 0 and some.scores["IDF1"] == 1
+
+
 def test_tracks_longer_or_shorter_than_the_video() -> None:
     a = moving(0, 0, 1, 5)
     truth = truth_of([track(a)], 5)

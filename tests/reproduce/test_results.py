@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from solotrack.config import ConfigError
 from solotrack.engine.plan import PlanError
 from solotrack.reproduce.planning import Run, table_plan
 from solotrack.reproduce.results import (
     RowResult,
     changed_commands,
     changed_settings,
+    check_settings,
     fillable,
     note_command,
     read_metrics,
@@ -111,8 +116,11 @@ def test_what_is_there_is_not_made_again(run: Run) -> None:
 
 def test_a_damaged_file(run: Run) -> None:
     Path(run.folder, "ic/seed0/shift.json").write_text('{"shift": ')
-    with pytest.raises(PlanError, match=r"ic/seed0/shift\.json is damaged .*; remove it"):
-        results(run)
+    line = results(run)["IC"]
+    assert sorted(line.cells) == [1] and re.search(r"ic/seed0/shift\.json is damaged .*; remove it", line.why)
+    Path(run.folder, "ic/seed1/config.yaml").write_text("MODEL: [")
+    (sentence,) = changed_settings(made_up.table(), run)
+    assert re.search(r"ic/seed1/config\.yaml is damaged .*; remove it", sentence)
 
 
 def test_trainings_with_other_settings_are_named(run: Run) -> None:
@@ -146,6 +154,66 @@ def test_data_and_measurements_of_other_commands_are_named(run: Run) -> None:
     made = ("ic/seed0/compare", "ic/seed0/shift", "ic/seed1/compare", "ic/seed1/shift", "ic_me/seed0/compare", "ic_me/seed0/shift")
     assert sorted(s.partition(" was ")[0] for s in sentences) == ["data/synthetic", *made], "not what is still to be made"
     assert f"(- TEST.FRAMES_PER_BATCH, - 2); remove {run.folder}/ic/seed0/shift.json to make it again." in " ".join(sentences)
+
+
+def test_measurements_with_other_settings_are_named(run: Run, tmp_path: Path) -> None:
+    """The words are the same, and what the config says is not; what the measurement does not read may be what it is."""
+    table, config = made_up.table(), tmp_path / "ic.yaml"
+    recipe = table.setting.recipes["ic"]
+    setting = replace(table.setting, recipes={**table.setting.recipes, "ic": replace(recipe, config=str(config))})
+    table, run = replace(table, setting=setting), replace(run, only=("ic",))
+
+    def sentences(settings: str) -> list[str]:
+        config.write_text(f"_BASE_: {ROOT / recipe.config}\n{settings}")
+        return changed_commands(run, table_plan(table, run))
+
+    assert sentences("") == []
+    for stage in table_plan(table, run):
+        if stage.name.startswith("ic/") and not stage.name.endswith("/train"):
+            note_command(run, stage)
+    assert sentences("SOLVER: {MAX_ITER: 7}\nTTA: {LR: 0.5}") == []
+    changed = sentences("TRACKER_HEADS: {RETAIN: 3}")
+    assert [s.partition(" was ")[0] for s in changed] == [f"ic/seed{seed}/{kind}" for seed in (0, 1) for kind in ("compare", "shift")]
+    assert f"(TRACKER_HEADS.RETAIN was 0, is 3); remove {run.folder}/ic/seed0/shift.json" in changed[1]
+    assert "RETAIN is -3; it must be" in sentences("TRACKER_HEADS: {RETAIN: -3}")[0], "a table is written all the same"
+
+
+def test_a_training_that_was_stopped_goes_on_as_it_began(run: Run) -> None:
+    table, stages = made_up.table(), table_plan(made_up.table(), run)
+    wanted = fillable(table, run, stages, 0)
+    check_settings(table, run, stages, wanted)
+    folder = made_up.write_cell(table, run, "ic_me", 1, {"SOLO-Track": 1.0})
+    for name in ("model_final.pth", "comparison.json", "shift.json"):
+        (folder / name).unlink()
+    (folder / "model_0000999.pth").touch()
+    check_settings(table, run, stages, wanted)
+    other = replace(run, overrides=("SOLVER.MAX_ITER", "7"))
+    with pytest.raises(PlanError, match=rf"{folder} is half trained with other settings: SOLVER.MAX_ITER was \d+, is 7; remove it"):
+        check_settings(table, other, table_plan(table, other), wanted)
+    data = Path(run.made, "synthetic", "stats.json")
+    data.parent.mkdir(parents=True)
+    data.touch()
+    os.utime(folder / "model_0000999.pth", (data.stat().st_mtime - 9,) * 2)
+    with pytest.raises(PlanError, match=rf"{folder} is half trained from what is newer by now, data/synthetic; remove it"):
+        check_settings(table, run, stages, wanted)
+
+
+def test_overrides_are_checked_against_the_configs_of_wanted_lines(run: Run) -> None:
+    """Right for the quickstart's three levels and wrong for the five of the defaults, or the other way round."""
+    table = made_up.table()
+    for grids, only, fault in (
+        ("[16, 12, 8]", (), ""),
+        ("[40, 36, 24, 16, 12]", (), "NUM_GRIDS"),
+        ("[40, 36, 24, 16, 12]", ("ic",), "NUM_GRIDS"),
+    ):
+        other = replace(run, overrides=("MODEL.SOLO.NUM_GRIDS", grids), only=only)
+        with pytest.raises(ConfigError, match=f"ic.*{fault}") if fault else nullcontext():
+            check_settings(table, other, table_plan(table, other), [])
+    whole, other = TABLES["synthetic", "table3"], replace(run, overrides=("INPUT.COPY_PASTE.PROB", "0.5"), only=("ic_me*",))
+    check_settings(whole, other, table_plan(whole, other), [])
+    other = replace(other, only=())
+    with pytest.raises(ConfigError, match="masktrack_rcnn"):
+        check_settings(whole, other, table_plan(whole, other), [])
 
 
 def test_a_table_may_be_moved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:

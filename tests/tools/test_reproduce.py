@@ -14,6 +14,7 @@ import cv2
 import pytest
 
 from solotrack.engine.plan import PlanError
+from solotrack.files import folder_lock
 from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, table_plan
 from solotrack.reproduce.tables import TABLES
@@ -101,6 +102,28 @@ def test_a_failure_is_in_the_table_and_the_log(tool: ModuleType, made: Run, at_r
     assert f"failed: ic_me/seed0/train, see {log}" in (tmp_path / "table2.md").read_text()
 
 
+def test_one_command_a_folder(tool: ModuleType, made: Run, at_root: None) -> None:
+    table = first_line("table2")
+    with folder_lock(made.folder), pytest.raises(PlanError, match=f"Another command works in {made.folder}"):
+        tool.fill(table, made, table_plan(table, made), [], jobs=1)
+
+
+def test_a_table_that_cannot_be_written_hides_no_failure(
+    tool: ModuleType, made: Run, at_root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full_disk(*_: object) -> str:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tool, "write", full_disk)
+    shutil.copytree(Path(made.folder) / "data", tmp_path / "data")
+    run, table = replace(made, folder=str(tmp_path), overrides=(*SHORT, "MODEL.DEVICE", "cuda:99")), first_line("table2")
+    with pytest.raises(PlanError, match="ic_me/seed0/train failed"):
+        tool.fill(table, run, table_plan(table, run), [], jobs=1)
+    assert "The table was not written: No space left on device" in capsys.readouterr().err
+    with pytest.raises(OSError, match="No space left"):
+        tool.fill(replace(table, rows=()), run, [], [], jobs=1)
+
+
 def test_command_line(tmp_path: Path) -> None:
     words = ("--output", str(tmp_path / "out"), "--seeds", "0", "1")
     done = tool_server().tool("reproduce", "table1", "--data", "synthetic", *words, "--data-seed", "3", "--dry-run")
@@ -109,7 +132,15 @@ def test_command_line(tmp_path: Path) -> None:
     done = tool_server().tool("reproduce", "table1", *words, "--only", "ic", "*longer_two*", "--dry-run")
     assert "73 stages: 0 done, 15 to run" in done.out, "data; IC, IC + ME on two views for what starts from it (not measured), and that"
     done = tool_server().tool("reproduce", "table1", *words, "--only", "ic", "nothing*")
-    assert done.code == 2 and "--only nothing*: no training of table1 has such a name; they are ic_me, ic, " in done.err
+    assert done.code == 2 and "--only nothing*: no line of table1 has such a training; they are ic_me, ic, " in done.err
+    done = tool_server().tool("reproduce", "table2", *words, "--only", "ic_me")
+    assert done.code == 2 and "they are ic_me_video, " in done.err, "Table 2 stands on IC + ME, and no line shows it"
+    for options, fault in (("it's", "No closing quotation"), ("--seed 5", "say --data-seed"), ("--videos 2 --out=x", "say --output")):
+        done = tool_server().tool("reproduce", "table1", *words, "--data-options", options)
+        assert done.code == 2 and fault in done.err
+    done = tool_server().tool("reproduce", "table1", "--data", "coco-ytvis", *words, "--data-options", "--videos 3")
+    assert done.code == 2 and "this table makes none" in done.err
+    assert not (tmp_path / "out").exists()
     done = tool_server().tool("reproduce", "table3", "--data", "coco-ytvis", *words, DETECTRON2_DATASETS=str(tmp_path))
     assert done.code == 0, done.err
     text = (tmp_path / "out/coco-ytvis/table3.md").read_text()

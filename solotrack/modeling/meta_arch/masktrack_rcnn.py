@@ -66,6 +66,7 @@ class MaskTrackRCNN(GeneralizedRCNN):
         images = ImageList(images.tensor[:n], images.image_sizes[:n])
 
         proposals, losses = self.proposal_generator(images, features, truth[:n])
+        features, references = _for_boxes(features), _for_boxes(references)
         proposals, roi_losses = self.roi_heads(images, features, proposals, truth[:n])
         return losses | roi_losses | {"loss_track": self.track_weight * self._track_loss(features, proposals, references, truth[n:])}
 
@@ -95,8 +96,10 @@ class MaskTrackRCNN(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         if detected_instances is None:
             proposals, _ = self.proposal_generator(images, features, None)
+            features = _for_boxes(features)
             results, _ = self.roi_heads(images, features, proposals, None)
         else:
+            features = _for_boxes(features)
             results = self.roi_heads.forward_with_given_boxes(features, [x.to(self.device) for x in detected_instances])
         embeddings = self.track_head(features, [x.pred_boxes for x in results]).float()
         for instances, part in zip(results, embeddings.split([len(x) for x in results]), strict=True):
@@ -106,3 +109,8 @@ class MaskTrackRCNN(GeneralizedRCNN):
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         images = super().preprocess_image(batched_inputs)
         return ImageList(images.tensor.contiguous(memory_format=self.memory_format), images.image_sizes)
+
+
+def _for_boxes(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Features to crop boxes from: RoIAlign rounds boxes to their type, and in bfloat16 639 is 640."""
+    return {name: x.float() if x.dtype == torch.bfloat16 else x for name, x in features.items()}

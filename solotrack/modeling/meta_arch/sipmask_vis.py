@@ -145,7 +145,12 @@ class SipMaskVIS(FCOS):
             predictions: of N images.
             labels: (N, R) classes, C where background.
             boxes: (N, R, 4) of the object that each positive location is to find.
+
+        Raises:
+            FloatingPointError: training has diverged.
         """
+        if not torch.isfinite(predictions.deltas).all():  # GIoU waits for the device too, to call these boxes bad
+            raise FloatingPointError("Predicted boxes are not finite.")
         positive = labels != self.num_classes
         count = positive.sum() + 1
         centerness = self.compute_ctrness_targets(anchors, list(boxes))[positive]

@@ -136,6 +136,19 @@ def test_embeddings_are_those_of_the_final_boxes() -> None:
         assert one.embeddings.shape == (len(one), 256) and len(one) <= 10
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_boxes_are_not_rounded_in_bfloat16(training: bool) -> None:
+    _, model, batch = setup()
+    read = []
+    for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler, model.track_head.pooler):
+        pooler.register_forward_pre_hook(lambda _, inputs: read.append({x.dtype for x in inputs[0]}))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        features = model.backbone(model.preprocess_image(batch).tensor)
+        model.train(training)(batch if training else [{"image": x["image"]} for x in batch])
+    assert {x.dtype for x in features.values()} == {torch.bfloat16}
+    assert len(read) >= 3 and all(dtypes == {torch.float32} for dtypes in read)
+
+
 def test_memory_format_changes_no_result() -> None:
     results = []
     for channels_last in (False, True):

@@ -57,6 +57,15 @@ def test_training_and_tracking(tmp_path) -> None:
         assert after[name]["AP50"] > before[name]["AP50"] + 20, (name, before, after)
 
 
+def test_divergence_is_named() -> None:
+    _, model, batch = setup()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="boxes are not finite"):
+        model(batch)
+
+
 def gradients(only: str, changes: dict | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Gradients by name of one loss, and that of the batch's images (frames, then references)."""
     _, model, batch = setup(changes)
