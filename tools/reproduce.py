@@ -40,7 +40,16 @@ from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, logs_folder, table_plan
 from solotrack.reproduce.plots import plot_ap, plot_losses
 from solotrack.reproduce.report import as_html, as_markdown
-from solotrack.reproduce.results import changed_commands, changed_settings, check_settings, fillable, note_command, table_results
+from solotrack.reproduce.results import (
+    changed_commands,
+    changed_settings,
+    check_begun,
+    check_settings,
+    fillable,
+    measured_settings,
+    note_command,
+    table_results,
+)
 from solotrack.reproduce.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +94,8 @@ def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int
 
 def _fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int, lock: int) -> None:
     targets = fillable(table, run, stages, len(gpus))
+    check_begun(table, run, stages, targets)
+    settings = {stage.name: measured_settings(stage) for stage in unfinished(stages, targets)}  # as they are now, not when it is done
     outcomes: dict[str, str] = {}
     try:
         with tqdm(total=len(unfinished(stages, targets)), unit="stage", desc=table.name, disable=not targets) as bar:
@@ -92,7 +103,7 @@ def _fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: in
             def report(stage: Stage, outcome: str) -> None:
                 outcomes[stage.name] = outcome
                 if outcome == "done":
-                    note_command(run, stage)
+                    note_command(run, stage, settings[stage.name])
                 bar.write(f"{stage.name}: {outcome}")
                 bar.update()
 
@@ -225,7 +236,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: no line of {table.name} has such a training; they are {', '.join(names)}.")
     stages = table_plan(table, run)
-    check_settings(table, run, stages, fillable(table, run, stages, len(gpus)))
+    check_settings(table, run, stages)
     if args.dry_run:
         print(describe(table, run, stages, len(gpus)))
     else:

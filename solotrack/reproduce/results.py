@@ -24,8 +24,10 @@ __all__ = [
     "RowResult",
     "changed_commands",
     "changed_settings",
+    "check_begun",
     "check_settings",
     "fillable",
+    "measured_settings",
     "note_command",
     "read_metrics",
     "table_results",
@@ -154,29 +156,45 @@ def changed_settings(table: Table, run: Run) -> list[str]:
     return changes
 
 
-def check_settings(table: Table, run: Run, stages: Sequence[Stage], targets: Sequence[str]) -> None:
-    """Look at the configs of all lines that are wanted, and at trainings that would go on from where they were stopped.
-
-    Args:
-        table, run, stages: the plan.
-        targets: names of the stages that are to be done.
+def check_settings(table: Table, run: Run, stages: Sequence[Stage]) -> None:
+    """Load the configs of all lines that are wanted.
 
     Raises:
-        ConfigError: a config that the overrides make impossible.
-        PlanError: a training was begun with other settings or from other files.
+        ConfigError: one that the overrides make impossible.
     """
-    by_name, faults, settings = {stage.name: stage for stage in stages}, [], {}
+    seen = set()
     for stage in stages:
         name = stage.name.split("/")[0]
         if name == "data" or not _is_wanted(table, run, name):
             continue
         try:
             if _measures(stage):
-                _measured_settings(stage)
-            elif name not in settings:
-                settings[name] = _training_settings(table, run, name)
+                measured_settings(stage)
+            elif name not in seen:
+                seen.add(name)
+                _training_settings(table, run, name)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
+
+
+# What a training that was stopped may go on without or with: where it runs, and what is read when it is scored.
+_FREE = (
+    *("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "VIS_PERIOD", "TEST."),
+    *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TRACKER_HEADS."),
+)
+
+
+def check_begun(table: Table, run: Run, stages: Sequence[Stage], targets: Sequence[str]) -> None:
+    """Look at trainings that were stopped, before they go on.
+
+    Args:
+        table, run, stages: the plan.
+        targets: names of the stages that are to be done.
+
+    Raises:
+        PlanError: one was begun with other settings or from other files.
+    """
+    by_name, faults = {stage.name: stage for stage in stages}, []
     for stage in unfinished(stages, targets):
         name, folder = stage.name.split("/")[0], os.path.dirname(stage.outputs[0])
         if _measures(stage) or name == "data" or not os.path.isdir(folder):
@@ -184,13 +202,21 @@ def check_settings(table: Table, run: Run, stages: Sequence[Stage], targets: Seq
         begun = [entry.stat().st_mtime for entry in os.scandir(folder) if entry.name.endswith(".pth")]
         if not begun:
             continue
-        different = _other_settings(folder, settings[name])
-        sources = {need: by_name[need].outputs for need in stage.needs if by_name[need].done}
-        newer = [need for need, paths in sources.items() if max(map(os.path.getmtime, paths)) > min(begun)]
-        if different:
+        settings = _training_settings(table, run, name)
+        calibration = "TRACKER_HEADS.CALIBRATION."  # a part of every checkpoint
+        settings = {key: value for key, value in settings.items() if key.startswith(calibration) or not key.startswith(_FREE)}
+        needs = [by_name[need] for need in stage.needs]
+        gone = [need.name for need in needs if not need.done]
+        newer = [need.name for need in needs if need.done and max(map(os.path.getmtime, need.outputs)) > min(begun)]
+        if different := _other_settings(folder, settings):
             faults.append(f"{folder} is half trained with other settings: {different}; remove it, or go back to those.")
+        elif gone:
+            faults.append(f"{folder} is half trained from what is gone by now, {', '.join(gone)}; remove it.")
         elif newer:
-            faults.append(f"{folder} is half trained from what is newer by now, {', '.join(newer)}; remove it.")
+            faults.append(
+                f"{folder} is half trained from what is newer by now, {', '.join(newer)}; remove it, or touch {folder}/*.pth"
+                " if that is the same as it was."
+            )
     if faults:
         raise PlanError("\n".join(faults))
 
@@ -217,8 +243,8 @@ def _other_settings(folder: str, now: Mapping[str, object]) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             before = flatten(CfgNode(yaml.safe_load(file)))
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        return f"{path} is damaged ({' '.join(str(error).split())})"
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+        return f"{path} is damaged ({' '.join(str(error).split())}) and may be removed alone"
     return _in_words({key: (before[key], value) for key, value in now.items() if key in before and not key.startswith(_OWN)})
 
 
@@ -228,11 +254,16 @@ def _in_words(pairs: Mapping[str, tuple[object, object]]) -> str:
 
 
 # What a measurement reads of its config; what else is in it is the training's.
-_MEASURED = ("TRACKER_HEADS.", "TTA.", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.SOLO.", "SOLVER.AMP.")
+_MEASURED = (
+    *("TRACKER_HEADS.", "TTA.", "TEST.", "DATASETS.VIDEO_", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "SOLVER.AMP."),
+    *("MODEL.SOLO.", "MODEL.SOLO_TRACK.EMB_READ", "MODEL.SIPMASK.", "MODEL.ROI_HEADS."),
+)
 
 
-def _measured_settings(stage: Stage) -> dict[str, object]:
-    """Settings of a measurement's command, as it reads them."""
+def measured_settings(stage: Stage) -> dict[str, object]:
+    """Settings of a measurement's command, as it reads them; {} for other commands."""
+    if not _measures(stage):
+        return {}
     words = stage.command[2:]
     options = next((i for i in range(0, len(words), 2) if not words[i].startswith("--")), len(words))
     settings = flatten(load_config(words[words.index("--config-file") + 1], words[options:]))
@@ -240,11 +271,10 @@ def _measured_settings(stage: Stage) -> dict[str, object]:
     return {key: _plain(value) for key, value in settings.items() if key.startswith(_MEASURED) and not key.startswith(unused)}
 
 
-def note_command(run: Run, stage: Stage) -> None:
-    """Keep the words of a command that has done its work, and a measurement's settings, for ``changed_commands``."""
-    note = {"command": _words(run, stage), "settings": _measured_settings(stage) if _measures(stage) else {}}
+def note_command(run: Run, stage: Stage, settings: Mapping[str, object]) -> None:
+    """Keep the words of a command that has done its work, and a measurement's settings when it began, for ``changed_commands``."""
     with atomic_write(_note_file(run, stage)) as file:
-        json.dump(note, file)
+        json.dump({"command": _words(run, stage), "settings": dict(settings)}, file)
 
 
 def changed_commands(run: Run, stages: Sequence[Stage]) -> list[str]:
@@ -257,12 +287,16 @@ def changed_commands(run: Run, stages: Sequence[Stage]) -> list[str]:
         path = _note_file(run, stage)
         if stage.name.endswith("/train") or not stage.done or not os.path.exists(path):
             continue
-        note = _read_json(path)
+        try:
+            note = _read_json(path)
+        except PlanError as error:
+            changes.append(str(error))
+            continue
         if isinstance(note, list):  # as it was before settings were noted
             note = {"command": note, "settings": {}}
         lines = [line for line in difflib.ndiff(note["command"], _words(run, stage)) if line[0] in "+-"]
         try:
-            now = _measured_settings(stage) if _measures(stage) else {}
+            now = measured_settings(stage)
             different = _in_words({key: (value, now[key]) for key, value in note["settings"].items() if key in now})
         except ConfigError as error:
             different = str(error)

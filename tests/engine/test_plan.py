@@ -244,3 +244,16 @@ def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible_gpus() == ["0", "1"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert visible_gpus() == []
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_commands_keep_open_files(tmp_path: Path, logged: bool) -> None:
+    output = tmp_path / "there"
+    with open(tmp_path / "held", "w") as file:
+        code = f"import os; os.fstat({file.fileno()}); open({str(output)!r}, 'w')"
+        stage = Stage("holds", (sys.executable, "-c", code), (str(output),))
+        if logged:
+            run_plan([stage], str(tmp_path / "logs"), pass_fds=(file.fileno(),))
+        else:
+            run_stage(stage, pass_fds=(file.fileno(),))
+    assert output.exists()

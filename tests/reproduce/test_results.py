@@ -20,8 +20,10 @@ from solotrack.reproduce.results import (
     RowResult,
     changed_commands,
     changed_settings,
+    check_begun,
     check_settings,
     fillable,
+    measured_settings,
     note_command,
     read_metrics,
     table_results,
@@ -121,6 +123,11 @@ def test_a_damaged_file(run: Run) -> None:
     Path(run.folder, "ic/seed1/config.yaml").write_text("MODEL: [")
     (sentence,) = changed_settings(made_up.table(), run)
     assert re.search(r"ic/seed1/config\.yaml is damaged .*; remove it", sentence)
+    note = Path(run.folder, "logs/ic_seed0_compare.json")
+    note.parent.mkdir()
+    note.write_bytes(b'["\xff')
+    (sentence,) = changed_commands(run, table_plan(made_up.table(), run))
+    assert re.search(r"ic_seed0_compare\.json is damaged .*; remove it", sentence)
 
 
 def test_trainings_with_other_settings_are_named(run: Run) -> None:
@@ -147,7 +154,7 @@ def test_data_and_measurements_of_other_commands_are_named(run: Run) -> None:
     stages = table_plan(table, small)
     assert changed_commands(small, stages) == [], "of what was made before commands were noted, nothing is known"
     for stage in stages:
-        note_command(small, stage)
+        note_command(small, stage, measured_settings(stage))
     assert changed_commands(small, stages) == []
     sentences = changed_commands(run, table_plan(table, run))
     assert f"data/synthetic was made by another command (- --images, - 40); remove {data.parent} to make it again." in sentences
@@ -170,7 +177,7 @@ def test_measurements_with_other_settings_are_named(run: Run, tmp_path: Path) ->
     assert sentences("") == []
     for stage in table_plan(table, run):
         if stage.name.startswith("ic/") and not stage.name.endswith("/train"):
-            note_command(run, stage)
+            note_command(run, stage, measured_settings(stage))
     assert sentences("SOLVER: {MAX_ITER: 7}\nTTA: {LR: 0.5}") == []
     changed = sentences("TRACKER_HEADS: {RETAIN: 3}")
     assert [s.partition(" was ")[0] for s in changed] == [f"ic/seed{seed}/{kind}" for seed in (0, 1) for kind in ("compare", "shift")]
@@ -181,21 +188,30 @@ def test_measurements_with_other_settings_are_named(run: Run, tmp_path: Path) ->
 def test_a_training_that_was_stopped_goes_on_as_it_began(run: Run) -> None:
     table, stages = made_up.table(), table_plan(made_up.table(), run)
     wanted = fillable(table, run, stages, 0)
-    check_settings(table, run, stages, wanted)
     folder = made_up.write_cell(table, run, "ic_me", 1, {"SOLO-Track": 1.0})
     for name in ("model_final.pth", "comparison.json", "shift.json"):
         (folder / name).unlink()
+    check_begun(table, run, stages, wanted)  # nothing is begun
     (folder / "model_0000999.pth").touch()
-    check_settings(table, run, stages, wanted)
-    other = replace(run, overrides=("SOLVER.MAX_ITER", "7"))
-    with pytest.raises(PlanError, match=rf"{folder} is half trained with other settings: SOLVER.MAX_ITER was \d+, is 7; remove it"):
-        check_settings(table, other, table_plan(table, other), wanted)
+    with pytest.raises(PlanError, match=rf"{folder} is half trained from what is gone by now, data/synthetic; remove it"):
+        check_begun(table, run, stages, wanted)
     data = Path(run.made, "synthetic", "stats.json")
     data.parent.mkdir(parents=True)
     data.touch()
+    (folder / "model_0000999.pth").touch()
+    check_begun(table, run, stages, wanted)
+    for words, fault in (
+        (("SOLVER.MAX_ITER", "7"), r"SOLVER.MAX_ITER was \d+, is 7"),
+        (("TRACKER_HEADS.CALIBRATION.IMAGES", "7"), "CALIBRATION.IMAGES"),
+        (("DATALOADER.NUM_WORKERS", "0", "TRACKER_HEADS.RETAIN", "3", "TEST.FRAMES_PER_BATCH", "2"), ""),
+    ):
+        other = replace(run, overrides=words)
+        named = pytest.raises(PlanError, match=rf"{folder} is half trained with other settings: .*{fault}.*; remove it")
+        with named if fault else nullcontext():
+            check_begun(table, other, table_plan(table, other), wanted)
     os.utime(folder / "model_0000999.pth", (data.stat().st_mtime - 9,) * 2)
-    with pytest.raises(PlanError, match=rf"{folder} is half trained from what is newer by now, data/synthetic; remove it"):
-        check_settings(table, run, stages, wanted)
+    with pytest.raises(PlanError, match=rf"{folder} is half trained from what is newer by now, data/synthetic; remove it, or touch"):
+        check_begun(table, run, stages, wanted)
 
 
 def test_overrides_are_checked_against_the_configs_of_wanted_lines(run: Run) -> None:
@@ -208,18 +224,18 @@ def test_overrides_are_checked_against_the_configs_of_wanted_lines(run: Run) -> 
     ):
         other = replace(run, overrides=("MODEL.SOLO.NUM_GRIDS", grids), only=only)
         with pytest.raises(ConfigError, match=f"ic.*{fault}") if fault else nullcontext():
-            check_settings(table, other, table_plan(table, other), [])
+            check_settings(table, other, table_plan(table, other))
     whole, other = TABLES["synthetic", "table3"], replace(run, overrides=("INPUT.COPY_PASTE.PROB", "0.5"), only=("ic_me*",))
-    check_settings(whole, other, table_plan(whole, other), [])
+    check_settings(whole, other, table_plan(whole, other))
     other = replace(other, only=())
     with pytest.raises(ConfigError, match="masktrack_rcnn"):
-        check_settings(whole, other, table_plan(whole, other), [])
+        check_settings(whole, other, table_plan(whole, other))
 
 
 def test_a_table_may_be_moved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
     table, stages = made_up.table(), table_plan(made_up.table(), run)
     for stage in stages:
-        note_command(run, stage)
+        note_command(run, stage, measured_settings(stage))
     elsewhere = replace(run, folder=str(tmp_path_factory.mktemp("other") / "tables"))
     shutil.copytree(run.folder, elsewhere.folder)
     assert changed_commands(elsewhere, table_plan(table, elsewhere)) == [] == changed_settings(table, elsewhere)
