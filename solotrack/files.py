@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-__all__ = ["atomic_write", "folder_lock"]
+__all__ = ["atomic_write"]
 
 
 @contextlib.contextmanager
@@ -37,32 +36,6 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-
-
-@contextlib.contextmanager
-def folder_lock(folder: str | os.PathLike) -> Iterator[int]:
-    """Keep other processes that ask for it out of ``folder`` while the block runs.
-
-    The lock is that of an open file, so it goes with the last process that holds its descriptor, however that ends.
-
-    Args:
-        folder: created if need be; it gets a file ``.lock``.
-
-    Yields:
-        The descriptor, for children that are to keep the lock if this process is killed (``subprocess``'s ``pass_fds``).
-
-    Raises:
-        BlockingIOError: another process has the lock.
-    """
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks
-            pass
-        yield file.fileno()
 
 
 def _umask() -> int:

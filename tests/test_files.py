@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from solotrack.files import atomic_write, folder_lock
+from solotrack.files import atomic_write
 
 
 @pytest.mark.parametrize(("mode", "content"), [("w", "Grüße\n"), ("wb", b"\x00\xff")])
@@ -105,18 +105,6 @@ def test_a_folder_of_that_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError), atomic_write(tmp_path / "taken") as file:
         file.write("x")
     assert os.listdir(tmp_path) == ["taken"]
-
-
-def test_a_lock_stays_with_a_child_that_keeps_it(tmp_path: Path) -> None:
-    with folder_lock(tmp_path / "made") as lock:
-        with pytest.raises(BlockingIOError), folder_lock(tmp_path / "made"):
-            pass
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-    with pytest.raises(BlockingIOError), folder_lock(tmp_path / "made"):
-        pass
-    child.communicate(b"\n")
-    with folder_lock(tmp_path / "made"):
-        pass
 
 
 def _run(script: str) -> subprocess.CompletedProcess:

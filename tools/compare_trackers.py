@@ -90,7 +90,7 @@ def _add_identities(rows: dict[str, dict], cells: dict[str, dict[str, str]], dat
     json_file = dataset_metadata(dataset).json_file
     truth = read_ground_truth(load_json(json_file), json_file)
     categories = scored_categories(cfg, dataset)
-    videos = scored_videos(truth, None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else categories, cfg.DATASETS.VIDEO_SUBSET)
+    videos = scored_videos(truth, categories, cfg.DATASETS.VIDEO_SUBSET)
     bootstrap = Bootstrap(args.bootstrap, seed=args.seed) if args.bootstrap else None
     results = {}
     for name in rows:

@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from solotrack.config import ConfigError
 from solotrack.engine.cli import run_tool
-from solotrack.engine.plan import PlanError, Stage, obstacles, outdated, run_plan, unfinished, visible_gpus
+from solotrack.engine.plan import Stage, folder_lock, obstacles, outdated, run_plan, unfinished, visible_gpus
 from solotrack.errors import SoloTrackError
-from solotrack.files import atomic_write, folder_lock
+from solotrack.files import atomic_write
 from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, logs_folder, table_plan
 from solotrack.reproduce.plots import plot_ap, plot_losses
@@ -82,14 +82,8 @@ def fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int
     Raises:
         PlanError: another command works in the folder, stages failed, or a training was begun with other settings.
     """
-    try:
-        with folder_lock(run.folder) as lock:
-            _fill(table, run, stages, gpus, jobs, lock)
-    except BlockingIOError:
-        raise PlanError(
-            f"Another command works in {run.folder}, or a training that one left behind. Wait for it, or give this one an --output of"
-            " its own; --jobs runs more side by side."
-        ) from None
+    with folder_lock(run.folder) as lock:
+        _fill(table, run, stages, gpus, jobs, lock)
 
 
 def _fill(table: Table, run: Run, stages: list[Stage], gpus: list[str], jobs: int, lock: int) -> None:
@@ -207,11 +201,9 @@ def data_options_of(args: argparse.Namespace) -> tuple[str, ...]:
         raise ConfigError(f"--data-options {args.data_options}: {error}.") from error
     if words and not TABLES[args.data, args.table].setting.seeded:
         raise ConfigError("--data-options are for synthetic data; this table makes none.")
-    taken = {"--seed": "--data-seed", "--output": "--output"}
-    for word in words:
-        for name, instead in taken.items():
-            if len(word) > 2 and name.startswith(word.split("=")[0]) and word.startswith("--"):
-                raise ConfigError(f"--data-options {word}: say {instead} outside of it.")
+    for option, instead in (("--seed", "--data-seed"), ("--output", "--output")):
+        if any(len(word) > 2 and option.startswith(word.split("=")[0]) for word in words):  # argparse takes beginnings, too
+            raise ConfigError(f"--data-options {args.data_options}: say {instead} outside of it.")
     return words
 
 

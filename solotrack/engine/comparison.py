@@ -67,7 +67,7 @@ def compare_trackers(
         variant.merge_from_list(list(overrides))
         check_config(variant)
         built[name] = build_tracker(variant, class_ids=sorted(tracked_categories(variant, dataset_name)))
-    category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, dataset_name)
+    category_ids = scored_categories(cfg, dataset_name)
     evaluators = {
         name: YTVISEvaluator(dataset_name, results_folder(output, name), category_ids, cfg.DATASETS.VIDEO_SUBSET, cfg.TEST.BOX_TUBES)
         for name in built

@@ -66,7 +66,7 @@ def evaluate_images(cfg: CfgNode, model: nn.Module, name: str) -> dict:
 def evaluate_videos(cfg: CfgNode, model: nn.Module, name: str) -> dict:
     """Tube AP of a YouTube-VIS data set with the tracker of TRACKER_HEADS; the model is left as it was, whatever TTA.MODE."""
     dataset_metadata(name)  # completes what the evaluator reads
-    category_ids = None if cfg.DATASETS.VIDEO_CATEGORIES == "all" else scored_categories(cfg, name)
+    category_ids = scored_categories(cfg, name)
     evaluator = YTVISEvaluator(name, _folder(cfg, name), category_ids, cfg.DATASETS.VIDEO_SUBSET, cfg.TEST.BOX_TUBES)
     with _put_back(model, cfg.TTA.ENABLED and cfg.TTA.MODE == "continual"):
         return inference_on_dataset(VideoTracker.from_config(cfg, model, name), build_video_loader(name), evaluator) or {}

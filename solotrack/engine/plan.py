@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -13,11 +15,23 @@ import torch
 
 from ..errors import SoloTrackError
 
-__all__ = ["Input", "PlanError", "Stage", "log_file", "obstacles", "outdated", "run_plan", "run_stage", "unfinished", "visible_gpus"]
+__all__ = [
+    "Input",
+    "PlanError",
+    "Stage",
+    "folder_lock",
+    "log_file",
+    "obstacles",
+    "outdated",
+    "run_plan",
+    "run_stage",
+    "unfinished",
+    "visible_gpus",
+]
 
 
 class PlanError(SoloTrackError, RuntimeError):
-    """Stages failed; the message names them and their logs."""
+    """Stages failed, or cannot begin; the message names them and their logs, or what is in the way."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,34 @@ class Stage:
     @property
     def done(self) -> bool:
         return all(os.path.exists(path) for path in self.outputs)
+
+
+@contextmanager
+def folder_lock(folder: str) -> Iterator[int]:
+    """Keep other plans out of a folder while the block runs.
+
+    The lock is that of an open file, so it goes with the last process that holds its descriptor, however that ends.
+
+    Args:
+        folder: created if need be; it gets a file ``.lock``.
+
+    Yields:
+        The descriptor, for ``pass_fds``: commands that outlive this process keep the lock.
+
+    Raises:
+        PlanError: another process has the lock.
+    """
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PlanError(
+                f"Another command works in {folder}, or one that it left behind. Wait until it has ended, or take another folder."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield file.fileno()
 
 
 def visible_gpus() -> list[str]:

@@ -82,8 +82,10 @@ def _categories(dataset_name: str) -> list[dict[str, Any]]:
     return [{"id": i, "name": metadata.thing_classes[c]} for i, c in metadata.thing_dataset_id_to_contiguous_id.items()]
 
 
-def scored_categories(cfg: CfgNode, dataset_name: str) -> list[int]:
-    """Category ids of a video data set that are scored (DATASETS.VIDEO_CATEGORIES), whether the model knows them or not."""
+def scored_categories(cfg: CfgNode, dataset_name: str) -> list[int] | None:
+    """Category ids of a video data set that are scored (DATASETS.VIDEO_CATEGORIES), whether the model knows them or not; None: all."""
+    if cfg.DATASETS.VIDEO_CATEGORIES == "all":
+        return None
     return subset_category_ids(_categories(dataset_name), cfg.DATASETS.VIDEO_CATEGORIES)
 
 
@@ -95,9 +97,9 @@ def tracked_categories(cfg: CfgNode, dataset_name: str) -> dict[int, int]:
     categories = _categories(dataset_name)
     if not categories:
         return _numbered_from_one(num_classes(cfg))
-    scored = set(scored_categories(cfg, dataset_name))
+    scored = scored_categories(cfg, dataset_name)
     mapping = class_to_dataset_id(model_class_names(cfg), categories)
-    return {label: category for label, category in mapping.items() if category in scored}
+    return {label: category for label, category in mapping.items() if scored is None or category in scored}
 
 
 def _numbered_from_one(count: int) -> dict[int, int]:

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from solotrack.errors import SoloTrackError
 from solotrack.evaluation.boxes import boxes_by_frame
+from solotrack.evaluation.ytvis import selected_ids
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, Video, YTVISFormatError
 from solotrack.ops.masks import box_iou
 
@@ -137,11 +138,11 @@ def score_identities(
 
     Raises:
         MissingLibraryError: TrackEval is not installed.
-        YTVISFormatError: a mask has runs that make no mask, or there is no object.
+        YTVISFormatError: a mask has runs that make no mask, there is no object, or no such category or video.
     """
     metrics = _metrics()
-    scored = set(ground_truth.categories if category_ids is None else category_ids)
-    videos = ground_truth.videos if video_ids is None else {i: ground_truth.videos[i] for i in video_ids}
+    scored = set(selected_ids(category_ids, ground_truth.categories, "category"))
+    videos = {i: ground_truth.videos[i] for i in selected_ids(video_ids, ground_truth.videos, "video")}
 
     def counts_here(track: Track) -> bool:
         return track.category_id in scored and track.video_id in videos
@@ -163,7 +164,7 @@ def score_identities(
     rng = np.random.default_rng(bootstrap.seed)
     drawn = []
     for _ in range(bootstrap.resamples):
-        orders = {i: block_frames(videos[i].length, bootstrap.block, rng) for i in sorted(videos)}
+        orders = {i: block_frames(videos[i].length, bootstrap.block, rng) for i in videos}
         drawn.append(_measure(metrics[:2], [sequence.frames(orders[video]) for sequence, video in sequences])[0])
     resampled = {name: np.array([draw[name] for draw in drawn]) for name in SCORES if name != "MOTA"}
     intervals = {name: _interval(scores[name], values, bootstrap.level) for name, values in resampled.items()}

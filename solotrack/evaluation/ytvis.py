@@ -19,7 +19,7 @@ from tabulate import tabulate
 from solotrack.evaluation.ytvis_format import GroundTruth, Track, YTVISFormatError, read_ground_truth, read_predictions
 from solotrack.ops.rle import has_negative_runs
 
-__all__ = ["YTVISResult", "evaluate_ytvis", "score_tracks", "scored_videos", "tube_ious", "videos_with_categories"]
+__all__ = ["YTVISResult", "evaluate_ytvis", "score_tracks", "scored_videos", "selected_ids", "tube_ious", "videos_with_categories"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
@@ -91,7 +91,13 @@ def videos_with_categories(ground_truth: GroundTruth, category_ids: Iterable[int
 
 
 def scored_videos(ground_truth: GroundTruth, category_ids: Iterable[int] | None, subset: str) -> list[int]:
-    """Ids of the videos to score, ascending: of some categories, in mode "any", those that show one; else all (METHOD 8.2)."""
+    """Ids of the videos to score, ascending (METHOD 8.2).
+
+    Args:
+        ground_truth: of all videos.
+        category_ids: categories to score; None: all.
+        subset: of videos, when only some categories are scored: "any" video that shows one of them, or "all".
+    """
     if category_ids is not None and subset == "any":
         return videos_with_categories(ground_truth, category_ids)
     return sorted(ground_truth.videos)
@@ -104,8 +110,8 @@ def score_tracks(
     video_ids: Iterable[int] | None = None,
 ) -> YTVISResult:
     """Score checked tracks; the arguments are those of :func:`evaluate_ytvis`."""
-    categories = _selected(category_ids, ground_truth.categories, "category")
-    videos = _selected(video_ids, ground_truth.videos, "video")
+    categories = selected_ids(category_ids, ground_truth.categories, "category")
+    videos = selected_ids(video_ids, ground_truth.videos, "video")
     truths, guesses = _by_category_and_video(ground_truth.tracks), _by_category_and_video(tracks)
     # (thresholds, recall points, categories, areas), (thresholds, categories, areas, track limits)
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_POINTS), len(categories), len(AREA_RANGES)), -1.0)
@@ -303,7 +309,12 @@ def _by_category_and_video(tracks: Iterable[Track]) -> dict[int, dict[int, list[
     return groups
 
 
-def _selected(ids: Iterable[int] | None, known: dict[int, Any], what: str) -> list[int]:
+def selected_ids(ids: Iterable[int] | None, known: dict[int, Any], what: str) -> list[int]:
+    """Ids to score, ascending; None: all that are known.
+
+    Raises:
+        YTVISFormatError: one is not known, or none is left.
+    """
     if ids is None:
         return sorted(known)
     chosen = set(ids)

@@ -82,7 +82,7 @@ def _sentences(table: Table, results: Mapping[str, Sequence[RowResult]], run: Ru
         *([f"Not the configs' settings: {' '.join((*run.data_options, *run.overrides))}."] if run.data_options or run.overrides else []),
         *(["Paper: AP, AP50, AP75, AR1, AR10 on YouTube-VIS 2019 val, 20 categories."] if paper else []),
         *table.notes,
-        f"Trainings. {'; '.join(_training(table, name) for name in table.trainings)}.",
+        *(f"Training {_training(table, name)}." for name in table.trainings),
         *dict.fromkeys(partial),
         *warnings,
     ]

@@ -53,7 +53,7 @@ def fillable(table: Table, run: Run, stages: Sequence[Stage], gpus: int) -> list
     """Names of the measurements that are missing, wanted and can be made, with all that they need, on a machine with so many GPUs."""
     names: dict[str, None] = {}
     for row in table.rows:
-        if run.only and not any(fnmatchcase(row.recipe, pattern) for pattern in run.only):
+        if not _is_chosen(run, row):
             continue
         for seed in run.seeds:
             wanted = measurements(table, row, seed)
@@ -151,6 +151,9 @@ def changed_settings(table: Table, run: Run) -> list[str]:
                 different = _other_settings(folder, _training_settings(table, run, name))
             except ConfigError as error:
                 different = str(error)
+            except PlanError as error:
+                changes.append(str(error))
+                continue
             if different:
                 changes.append(f"{folder} was trained with other settings: {different}; remove it to train it again.")
     return changes
@@ -208,7 +211,12 @@ def check_begun(table: Table, run: Run, stages: Sequence[Stage], targets: Sequen
         needs = [by_name[need] for need in stage.needs]
         gone = [need.name for need in needs if not need.done]
         newer = [need.name for need in needs if need.done and max(map(os.path.getmtime, need.outputs)) > min(begun)]
-        if different := _other_settings(folder, settings):
+        try:
+            different = _other_settings(folder, settings)
+        except PlanError as error:
+            faults.append(str(error))
+            continue
+        if different:
             faults.append(f"{folder} is half trained with other settings: {different}; remove it, or go back to those.")
         elif gone:
             faults.append(f"{folder} is half trained from what is gone by now, {', '.join(gone)}; remove it.")
@@ -221,9 +229,13 @@ def check_begun(table: Table, run: Run, stages: Sequence[Stage], targets: Sequen
         raise PlanError("\n".join(faults))
 
 
+def _is_chosen(run: Run, row: Row) -> bool:
+    return not run.only or any(fnmatchcase(row.recipe, pattern) for pattern in run.only)
+
+
 def _is_wanted(table: Table, run: Run, name: str) -> bool:
     """Whether a line that is to be run stands on a training."""
-    lines = {row.recipe for row in table.rows if not run.only or any(fnmatchcase(row.recipe, pattern) for pattern in run.only)}
+    lines = {row.recipe for row in table.rows if _is_chosen(run, row)}
     starts = set()
     for line in lines:
         while line := table.setting.recipes[line].start:
@@ -236,7 +248,11 @@ def _training_settings(table: Table, run: Run, name: str) -> dict[str, object]:
 
 
 def _other_settings(folder: str, now: Mapping[str, object]) -> str:
-    """What a training in ``folder`` was made with and would not be now, in words; "" for nothing, or without its config.yaml."""
+    """What a training in ``folder`` was made with and would not be now, in words; "" for nothing, or without its config.yaml.
+
+    Raises:
+        PlanError: the config.yaml cannot be read.
+    """
     path = os.path.join(folder, "config.yaml")
     if not os.path.exists(path):
         return ""
@@ -244,7 +260,7 @@ def _other_settings(folder: str, now: Mapping[str, object]) -> str:
         with open(path, encoding="utf-8") as file:
             before = flatten(CfgNode(yaml.safe_load(file)))
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
-        return f"{path} is damaged ({' '.join(str(error).split())}) and may be removed alone"
+        raise PlanError(f"{path} is damaged ({' '.join(str(error).split())}); remove this file alone, the training may stay.") from error
     return _in_words({key: (before[key], value) for key, value in now.items() if key in before and not key.startswith(_OWN)})
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from solotrack.engine.plan import Input, PlanError, Stage, obstacles, outdated, run_plan, run_stage, unfinished, visible_gpus
+from solotrack.engine.plan import Input, PlanError, Stage, folder_lock, obstacles, outdated, run_plan, run_stage, unfinished, visible_gpus
 
 # Command line of a stage: writes the files named, and notes its first one in the journal.
 WRITE = "import sys, pathlib; j, *outs = sys.argv[1:]; open(j, 'a').write(outs[0] + '\\n'); [pathlib.Path(o).touch() for o in outs]"
@@ -257,3 +258,16 @@ def test_commands_keep_open_files(tmp_path: Path, logged: bool) -> None:
         else:
             run_stage(stage, pass_fds=(file.fileno(),))
     assert output.exists()
+
+
+def test_a_lock_stays_with_a_child_that_keeps_it(tmp_path: Path) -> None:
+    folder = str(tmp_path / "made")
+    with folder_lock(folder) as lock:
+        with pytest.raises(PlanError, match=f"Another command works in {folder}"), folder_lock(folder):
+            pass
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with pytest.raises(PlanError), folder_lock(folder):
+        pass
+    child.communicate(b"\n")
+    with folder_lock(folder):
+        pass

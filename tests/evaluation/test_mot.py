@@ -141,6 +141,8 @@ def test_some_videos() -> None:
     some = score_identities(truth_of(objects, 3, (1, 2)), guesses, video_ids=[1], bootstrap=Bootstrap(5))
     alone = score_identities(truth_of(objects[:1], 3), guesses[:1], bootstrap=Bootstrap(5))
     assert (some.scores, some.counts, some.intervals) == (alone.scores, alone.counts, alone.intervals)
+    with pytest.raises(YTVISFormatError, match=r"video ids \[7\] are not"):
+        score_identities(truth_of(objects, 3, (1, 2)), guesses, video_ids=[1, 7])
     assert some.counts["frames"] == 3 and some.counts["FP"] == 0 and some.scores["IDF1"] == 1
 
 

@@ -64,7 +64,7 @@ def test_markdown(run: Run) -> None:
 def test_trainings_are_told() -> None:
     table = TABLES["synthetic", "table2"]
     text = as_markdown(table, {}, Run("", (0,)))
-    assert " ic_me_video: projects/solo_track/configs/synthetic/ic_me_video.yaml from ic_me with INPUT.CLIPS.FRAMES 2;" in text
+    assert "- Training ic_me_video: projects/solo_track/configs/synthetic/ic_me_video.yaml from ic_me with INPUT.CLIPS.FRAMES 2.\n" in text
 
 
 def test_changes_of_the_user_are_said(run: Run) -> None:

@@ -122,7 +122,7 @@ def test_a_damaged_file(run: Run) -> None:
     assert sorted(line.cells) == [1] and re.search(r"ic/seed0/shift\.json is damaged .*; remove it", line.why)
     Path(run.folder, "ic/seed1/config.yaml").write_text("MODEL: [")
     (sentence,) = changed_settings(made_up.table(), run)
-    assert re.search(r"ic/seed1/config\.yaml is damaged .*; remove it", sentence)
+    assert re.search(r"ic/seed1/config\.yaml is damaged .*; remove this file alone", sentence)
     note = Path(run.folder, "logs/ic_seed0_compare.json")
     note.parent.mkdir()
     note.write_bytes(b'["\xff')
@@ -209,6 +209,11 @@ def test_a_training_that_was_stopped_goes_on_as_it_began(run: Run) -> None:
         named = pytest.raises(PlanError, match=rf"{folder} is half trained with other settings: .*{fault}.*; remove it")
         with named if fault else nullcontext():
             check_begun(table, other, table_plan(table, other), wanted)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(PlanError, match=r"config\.yaml is damaged .*; remove this file alone"):
+        check_begun(table, run, stages, wanted)
+    (folder / "config.yaml").write_text(config)
     os.utime(folder / "model_0000999.pth", (data.stat().st_mtime - 9,) * 2)
     with pytest.raises(PlanError, match=rf"{folder} is half trained from what is newer by now, data/synthetic; remove it, or touch"):
         check_begun(table, run, stages, wanted)

@@ -13,8 +13,7 @@ from types import ModuleType
 import cv2
 import pytest
 
-from solotrack.engine.plan import PlanError
-from solotrack.files import folder_lock
+from solotrack.engine.plan import PlanError, folder_lock
 from solotrack.reproduce.definition import Table
 from solotrack.reproduce.planning import Run, table_plan
 from solotrack.reproduce.tables import TABLES
@@ -106,6 +105,19 @@ def test_one_command_a_folder(tool: ModuleType, made: Run, at_root: None) -> Non
     table = first_line("table2")
     with folder_lock(made.folder), pytest.raises(PlanError, match=f"Another command works in {made.folder}"):
         tool.fill(table, made, table_plan(table, made), [], jobs=1)
+
+
+def test_commands_keep_the_lock(tool: ModuleType, made: Run, at_root: None, tmp_path: Path) -> None:
+    """So that one which outlives its parent keeps the next run out."""
+    table, score = first_line("table2"), tmp_path / "score.py"
+    *done, compare = table_plan(table, made)
+    output, kept = Path(compare.outputs[0]), tmp_path / "kept.json"
+    output.unlink(missing_ok=True)
+    look = "any(os.path.realpath(f'/proc/self/fd/{fd}').endswith('.lock') for fd in os.listdir('/proc/self/fd'))"
+    score.write_text(f"import os, sys\nopen({str(kept)!r}, 'w').write(str({look}))\nopen({str(output)!r}, 'w').write('{{}}')")
+    tool.fill(table, made, [*done, replace(compare, command=(compare.command[0], str(score), *compare.command[2:]))], [], jobs=1)
+    output.unlink()
+    assert kept.read_text() == "True"
 
 
 def test_a_table_that_cannot_be_written_hides_no_failure(
