@@ -19,7 +19,7 @@ from PIL import Image
 from solotrack.config import load_config
 from solotrack.data.catalog import register_custom
 from solotrack.data.frames import FrameError
-from solotrack.engine.streaming import VideoTracker, record, track_detections, tracked_categories
+from solotrack.engine.streaming import VideoTracker, record, scored_categories, track_detections, tracked_categories
 from solotrack.tracking.distance_tracker import DistanceTracker
 from solotrack.tracking.embedding_tracker import EmbeddingTracker
 from solotrack.tracking.finalize import TrackRecorder
@@ -291,8 +291,10 @@ def test_categories_of_the_data_set(registered, blobs):
     cfg, names = registered
     assert tracked_categories(cfg, names["test"]) == {0: 9, 1: 7}
     assert tracked_categories(cfg, names["bare"]) == {0: 1, 1: 2, 2: 3}
+    assert scored_categories(cfg, names["test"]) is None
     cfg.DATASETS.VIDEO_CATEGORIES = "name20"
     assert tracked_categories(cfg, names["test"]) == {0: 9, 1: 7}
+    assert scored_categories(cfg, names["test"]) == [7, 9]
 
 
 def test_from_config(registered, blobs):

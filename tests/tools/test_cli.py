@@ -156,6 +156,27 @@ def test_comparison_of_identities(project: Project) -> None:
     assert f"{difference:+.1f} ({low:+.1f} to {high:+.1f})" in table
 
 
+@pytest.mark.parametrize(("subset", "videos"), [("any", 1), ("all", 2)])
+def test_identities_are_of_the_videos_that_ap_is_of(project: Project, subset: str, videos: int) -> None:
+    """One of COCO's categories, in the first video alone."""
+    data = json.loads((project.folder / "data/synthetic/test.json").read_text())
+    first = data["videos"][0]["id"]
+    kept = next(x["category_id"] for x in data["annotations"] if x["video_id"] == first)
+    data["annotations"] = [x for x in data["annotations"] if x["category_id"] != kept or x["video_id"] == first]
+    names = ["person" if x["id"] == kept else x["name"] for x in data["categories"]]
+    data["categories"] = [{"id": x["id"], "name": name} for x, name in zip(data["categories"], names, strict=True)]
+    (project.folder / "half.json").write_text(json.dumps(data))
+    done = project.tool(
+        *("compare_trackers", "--config-file", "run/config.yaml", "--weights", "run/model_final.pth", "--output", f"half_{subset}"),
+        *("--dataset", f"half_{subset}", "--tracker", "IoU", "--metrics", "mot", "DATASETS.VIDEO_CATEGORIES", "name20"),
+        *("DATASETS.CUSTOM.VIDEOS", f"[['half_{subset}', 'half.json', 'data/synthetic/videos/test']]"),
+        *("DATASETS.VIDEO_SUBSET", subset, "DATASETS.CLASS_NAMES", str(names)),
+    )
+    assert done.code == 0, done.err
+    row = json.loads((project.folder / f"half_{subset}/comparison.json").read_text())["IoU"]
+    assert row["frames"] == videos * int(FRAMES)
+
+
 def test_scores_of_the_written_results_are_those_of_the_comparison(project: Project) -> None:
     scores = json.loads((project.folder / "scores.json").read_text())
     row = json.loads((project.folder / "compare" / "comparison.json").read_text())["SOLO-Track"]
