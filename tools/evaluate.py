@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Score result files, of SoloTrack or of any other tool, against annotations: one command a format, see --help."""
+"""Score result files, of SoloTrack or of any other tool, against annotations: one command a format.
+
+tools/evaluate.py COMMAND --help says more.
+"""
 
 from __future__ import annotations
 

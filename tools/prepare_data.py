@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare data sets: one command each, see --help."""
+"""Prepare data sets: one command each; tools/prepare_data.py COMMAND --help says more."""
 
 from __future__ import annotations
 
