@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import av
 import numpy as np
@@ -28,6 +28,9 @@ def write_video(
     pixels: str = "bgr0",
     gop: int = 12,
     b_frames: int = 0,
+    format: str | None = None,
+    container_options: Mapping[str, str] | None = None,
+    container_metadata: Mapping[str, str] | None = None,
     **options: str,
 ) -> str:
     """Write (H, W, 3) uint8 RGB images as a video; the default codec keeps them as they are.
@@ -39,13 +42,17 @@ def write_video(
         pixels: the codec's pixel format.
         gop: frames from one key frame to the next.
         b_frames: largest number of frames in a row that refer to later ones.
+        format: the container, where the suffix does not say.
+        container_options: of the container.
+        container_metadata: tags of the file.
         **options: of the encoder.
     """
     try:
         av.codec.Codec(codec, "w")
     except av.codec.codec.UnknownCodecError:
         pytest.skip(f"this FFmpeg cannot write {codec}")
-    with av.open(os.fspath(path), "w") as container:
+    with av.open(os.fspath(path), "w", format=format, options=dict(container_options or {})) as container:
+        container.metadata.update(container_metadata or {})
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.gop_size, stream.max_b_frames = pixels, gop, b_frames

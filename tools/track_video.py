@@ -6,7 +6,7 @@
   a pattern        tools/track_video.py ... --input 'frames/*_left.png'    (quoted)
   a camera         tools/track_video.py ... --input camera:0               (Ctrl-C ends it)
 
-It writes to the output folder, once the video is through or Ctrl-C was pressed:
+It writes to the output folder, once the video is through, Ctrl-C was pressed or a frame cannot be read:
   overlay.mp4      the frames with masks and labels "#identity class score"; an identity keeps its colour
   results.json     the tracks in YouTube-VIS' result format: [{video_id, category_id, score, segmentations: an RLE or null a frame}, ...]
   video.json       the video and the category names that results.json refers to, in YouTube-VIS' format
@@ -28,6 +28,7 @@ import logging
 import math
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ from tqdm import tqdm
 
 from solotrack.config import ConfigError, check_device, load_config
 from solotrack.data.catalog import register_custom
-from solotrack.data.frames import FrameSource, open_frames
+from solotrack.data.frames import FrameError, FrameSource, open_frames
 from solotrack.engine.cli import add_config_options, config_words, run_tool
 from solotrack.engine.predictor import VideoPredictor, VideoTracks
 from solotrack.visualization.overlay import draw_tracks, readable_zoom
@@ -96,29 +97,48 @@ def stop_on_interrupt() -> Iterator[list[bool]]:
 def track_video(
     predictor: VideoPredictor, source: FrameSource, output: Path, fps: float | None = None, overlay: bool = True
 ) -> VideoTracks:
-    """Track a video and write its files to ``output``; ``fps`` where the source has none, or another one."""
+    """Track a video and write its files to ``output``; ``fps`` where the source has none, or another one.
+
+    Raises:
+        FrameError: a frame cannot be read; the files hold what comes before it.
+    """
     fps = fps or source.fps
     collector = predictor.collector(fps)
-    zoom = 0
+    zoom, failure = 0, None
     with (
         stop_on_interrupt() as stop,
         VideoWriter(output / "overlay.mp4", fps or _DEFAULT_FPS) as writer,
         tqdm(total=source.length, unit="frame") as bar,
     ):
-        for frame, instances in predictor.stream(source, collector):
-            if overlay:
-                image = frame.image if source.image_format == "RGB" else frame.image[..., ::-1]
-                zoom = zoom or readable_zoom(*image.shape[:2])
-                writer.write(draw_tracks(image, instances, predictor.class_names, zoom=zoom))
-            bar.update()
-            if stop:
-                bar.write(f"Stopped after {frame.index + 1} frames; writing what is there.")
-                break
+        try:
+            for frame, instances in predictor.stream(source, collector, lambda: bool(stop)):
+                if overlay:
+                    image = frame.image if source.image_format == "RGB" else frame.image[..., ::-1]
+                    zoom = zoom or readable_zoom(*image.shape[:2])
+                    writer.write(draw_tracks(image, instances, predictor.class_names, zoom=zoom))
+                bar.update()
+        except FrameError as error:
+            if bar.n == 0:
+                raise
+            failure = error
+        if stop or failure:
+            bar.write(f"Stopped after {bar.n} frames; writing what is there.")
     tracks = collector.finish()
     tracks.save_results(output / "results.json")
     tracks.save_video_json(output / "video.json")
     tracks.save_csv(output / "tracks.csv")
+    if failure:
+        raise FrameError(f"{failure} The {tracks.length} frames before it are tracked in {output}.")
     return tracks
+
+
+def check_output(output: Path, overlay: bool) -> None:
+    """Find out before a long video, and not after it, that its files cannot be written."""
+    for name in ["results.json", "video.json", "tracks.csv", *(["overlay.mp4"] if overlay else [])]:
+        if (output / name).is_dir():
+            raise ConfigError(f"{output / name} is a folder where a file of that name is to be written; give another --output.")
+    with tempfile.TemporaryFile(dir=output):
+        pass
 
 
 def run(args: argparse.Namespace) -> None:
@@ -132,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
     )  # wrong paths show before the model is built
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
+    check_output(output, not args.no_overlay)
     try:
         tracks = track_video(VideoPredictor(cfg), source, output, args.fps / args.every if args.fps else None, not args.no_overlay)
     except torch.OutOfMemoryError:

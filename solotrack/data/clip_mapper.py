@@ -148,6 +148,6 @@ def _open(source: str | list[str], image_format: str) -> FrameSource:
     return _open_path(source, image_format) if isinstance(source, str) else open_frames(source, image_format)
 
 
-@lru_cache(maxsize=64)  # what is in a long folder or video file takes a while to find out
+@lru_cache(maxsize=4096)  # what is in a long folder or video file takes a while to find out; a file keeps 8 bytes a frame
 def _open_path(path: str, image_format: str) -> FrameSource:
     return open_frames(path, image_format)

@@ -83,9 +83,12 @@ def _of_disk(name: str, source: str, frames: int) -> list[_Video]:
     else:
         raise DatasetError(f"The clips {name} are not here: there is no {path}; give a video file, a folder of videos or a pattern.")
     folders, files = {}, set()
+    wanted = VIDEO_SUFFIXES | ({_suffix(path)} - {""})  # of what a pattern finds, unless it names another: "*.y4m"
     for match in found:
         if not os.path.isdir(match):
-            files.add(_checked(name, match))
+            _check_suffix(name, match)
+            if match == path or _suffix(match) in wanted:
+                files.add(match)
             continue
         for folder, members in _walk(match):
             images = sum(_suffix(member) in IMAGE_SUFFIXES for member in members)
@@ -120,9 +123,8 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _checked(name: str, file: str) -> str:
+def _check_suffix(name: str, file: str) -> None:
     if _suffix(file) == ".json":
         raise DatasetError(f"The clips {name} are a json, {file}; name it where YouTube-VIS files go (DATASETS.CUSTOM.VIDEOS).")
     if _suffix(file) in IMAGE_SUFFIXES:
         raise DatasetError(f"The clips {name} are single images such as {file}; give the folder that holds a video's frames.")
-    return file

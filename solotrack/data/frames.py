@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ __all__ = ["IMAGE_SUFFIXES", "Frame", "FrameError", "FrameSource", "InOrderOnlyE
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
-_FEW_LEVELS = 32  # grey levels at 8 bits below which a 16-bit image deserves a warning
+_FEW_LEVELS = 32  # grey levels at 8 bits below which a 16-bit image deserves a warning, once a folder
+_warned_folders: set[str] = set()
 
 
 def _reorder(image: np.ndarray, have: str, want: str) -> np.ndarray:
@@ -55,18 +56,15 @@ def read_frame_image(path: str | os.PathLike, image_format: str = "RGB") -> np.n
         ) from error
     if mode.startswith("F") or deep.min() < 0 or deep.max() > 65535:
         raise FrameError(f"The frame {path} has {mode} pixels that are not 8 or 16 bit grey levels; save it with 8 or 16 bits a channel.")
-    if 0 < deep.max() < _FEW_LEVELS * 257:
-        _warn_of_few_levels(os.path.dirname(path), int(deep.max()))
+    folder = os.path.dirname(path)
+    if 0 < deep.max() < _FEW_LEVELS * 257 and folder not in _warned_folders:
+        _warned_folders.add(folder)
+        logging.getLogger(__name__).warning(
+            f"{folder or '.'} has 16-bit images that use little of their range (largest value {deep.max()} of 65535), so that few grey "
+            "levels are left at 8 bits. Scale them to the full range when you save them."
+        )
     grey = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
-
-
-@cache  # once a folder
-def _warn_of_few_levels(folder: str, largest: int) -> None:
-    logging.getLogger(__name__).warning(
-        f"{folder or '.'} has 16-bit images that use little of their range (largest value {largest} of 65535), so that few grey levels are "
-        "left at 8 bits. Scale them to the full range when you save them."
-    )
 
 
 class ImageFiles(FrameSource):
@@ -161,10 +159,10 @@ class ArrayFrames(FrameSource):
         return _reorder(array, "RGB", self.image_format)
 
 
-def natural_key(name: str) -> list[Any]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts ``frame2`` before ``frame10``."""
     parts = re.split(r"(\d+)", name)
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)] + [name]
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
 
 
 def _folder_images(folder: Path) -> list[Path]:

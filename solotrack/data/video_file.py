@@ -34,7 +34,9 @@ class VideoFile(FrameSource):
 
     def _open(self) -> av.container.InputContainer:
         try:
-            container = av.open(self._path)
+            # A packet that the file's end cuts through is left out: it counts as a frame, and whether a decoder gives it, drops it or
+            # stops at it depends on its threads. A tag in another encoding is no fault of the pictures.
+            container = av.open(self._path, options={"fflags": "+discardcorrupt"}, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise FrameError(
                 f"The video {self._path} cannot be opened ({error}): not a video file, or cut short; re-encode it with ffmpeg."

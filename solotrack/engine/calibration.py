@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import tracker_similarity
+from ..data.annotation_file import DatasetError
 from ..data.clip_mapper import sample_clips
 from ..data.clip_sets import load_clip_videos
 from ..data.frames import FrameError, open_frames
@@ -105,14 +106,17 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records:
         (and the buffer left alone) when the detector finds too few objects to tell.
 
     Raises:
-        ConfigError, DatasetError, FileNotFoundError: data sets that cannot be read. Frames that cannot be are left out with a warning.
+        ConfigError, DatasetError, FileNotFoundError: data sets that cannot be read. Images and frames that cannot be are left out, with a
+            warning.
     """
     similarities = _in_clips if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" else _in_views
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        known, new = similarities(cfg, model, seed, records)
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            known, new = similarities(cfg, model, seed, records)
+    finally:
+        model.train(was_training)
     logger = logging.getLogger(__name__)
     if min(len(known), len(new)) < _MIN_SAMPLES:
         logger.warning(f"Null logit not calibrated: only {len(known)} known and {len(new)} new objects were detected.")
@@ -142,7 +146,13 @@ def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[Any] 
         records = training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
     hidden = torch.Generator().manual_seed(seed)
     known, new = [torch.empty(0)], [torch.empty(0)]
-    for pair in training_samples(cfg, records, seed):  # one image at a time: padding to a larger one would move SOLO's grid
+    for record in records:
+        try:
+            (pair,) = training_samples(cfg, [record], seed)
+        except (FrameError, DatasetError) as error:  # it comes before a checkpoint: what was learned until then is worth more than an image
+            logging.getLogger(__name__).warning(f"The null logit is calibrated without an image. {error}")
+            continue
+        # one image at a time: padding to a larger one would move SOLO's grid
         one, two = (x["instances"].to("cpu") for x in model([{"image": pair["image"]}, {"image": pair["second_view"]["image"]}]))
         memory, memory_ids = _embeddings_of_truth(one, pair["instances"])
         queries, query_ids = _embeddings_of_truth(two, pair["second_view"]["instances"])

@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..files import atomic_write
 from ..ops.masks import resize_mask
 from ..ops.rle import encode_masks
 from ..tracking.base import build_tracker
-from ..tracking.finalize import TrackRecorder
+from ..tracking.finalize import FinishedTrack, TrackRecorder
 from .checkpoint import AtomicCheckpointer
 from .streaming import VideoTracker
 
@@ -35,25 +35,32 @@ __all__ = ["Track", "TrackCollector", "VideoPredictor", "VideoTracks"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Track:
-    """One instance through a video of T frames.
+@dataclass(frozen=True)
+class Track(FinishedTrack):
+    """One instance through a video of T frames. Lists of T entries are made when they are asked for.
 
     Attributes:
         id: the identity, as in the frames' ``ID`` and in overlays.
-        category: name of its class.
         category_id: the class counted from 1.
         score: of the whole track, 0 to 1.
-        segmentations: T compressed RLEs at the frame's size, None where it is absent.
-        frame_scores: T detection scores, None where it is absent.
+        rles: frame -> compressed RLE at the frame's size.
+        scores: frame -> detection score.
+        category: name of its class.
+        length: T.
     """
 
-    id: int
     category: str
-    category_id: int
-    score: float
-    segmentations: list[dict | None]
-    frame_scores: list[float | None]
+    length: int
+
+    @property
+    def segmentations(self) -> list[dict | None]:
+        """T compressed RLEs at the frame's size, None where it is absent."""
+        return [self.rles.get(frame) for frame in range(self.length)]
+
+    @property
+    def frame_scores(self) -> list[float | None]:
+        """T detection scores, None where it is absent."""
+        return [self.scores.get(frame) for frame in range(self.length)]
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float] | None]:
@@ -62,7 +69,7 @@ class Track:
 
     def masks(self, frame: int) -> np.ndarray | None:
         """The mask (H, W) bool in a frame, None where it is absent."""
-        rle = self.segmentations[frame]
+        rle = self.rles.get(frame)
         return None if rle is None else mask_util.decode(rle).astype(bool)
 
 
@@ -94,13 +101,15 @@ class VideoTracks:
 
     def results(self, video_id: int = 1) -> list[dict]:
         """In YouTube-VIS' result format, which knows one size a video: masks of other frames are brought to the first one's."""
-        resized = sum(rle is not None and not self._fits(rle) for track in self.tracks for rle in track.segmentations)
+        return list(self._results(video_id))
+
+    def _results(self, video_id: int) -> Iterator[dict]:
+        """One track after the other: a result is as long as the video, however short the track."""
+        resized = sum(not self._fits(rle) for track in self.tracks for rle in track.rles.values())
         if resized:
             logger.warning(f"Frames differ in size: {resized} masks were resized to the first frame's {self.width} x {self.height} pixels.")
-        return [
-            {"video_id": video_id, "category_id": track.category_id, "score": track.score, "segmentations": self._resized(track)}
-            for track in self.tracks
-        ]
+        for track in self.tracks:
+            yield {"video_id": video_id, "category_id": track.category_id, "score": track.score, "segmentations": self._resized(track)}
 
     def _fits(self, rle: dict) -> bool:
         return list(rle["size"]) == [self.height, self.width]
@@ -114,7 +123,10 @@ class VideoTracks:
     def save_results(self, path: str | os.PathLike, video_id: int = 1) -> None:
         """Write ``results`` as json."""
         with atomic_write(path) as file:
-            json.dump(self.results(video_id), file)
+            for index, result in enumerate(self._results(video_id)):
+                file.write(", " if index else "[")
+                json.dump(result, file)
+            file.write("]" if self.tracks else "[]")
 
     def save_video_json(self, path: str | os.PathLike, video_id: int = 1) -> None:
         """Write the YouTube-VIS file that goes with the results: the video with its frames' absolute paths and the categories."""
@@ -131,11 +143,10 @@ class VideoTracks:
         """
         rows = []
         for track in self.tracks:
-            for frame, (rle, score) in enumerate(zip(track.segmentations, track.frame_scores, strict=True)):
-                if rle is not None:
-                    time_s = f"{frame / self.fps:.3f}" if self.fps else ""
-                    box = (f"{value:g}" for value in _box(rle))
-                    rows.append((frame, time_s, track.id, track.category, f"{score:.4f}", *box, int(mask_util.area(rle))))
+            for frame, rle in track.rles.items():
+                time_s = f"{frame / self.fps:.3f}" if self.fps else ""
+                box, score = (f"{value:g}" for value in _box(rle)), f"{track.scores[frame]:.4f}"
+                rows.append((frame, time_s, track.id, track.category, score, *box, int(mask_util.area(rle))))
         with atomic_write(path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("frame", "time_s", "track_id", "category", "score", "x1", "y1", "x2", "y2", "area"))
@@ -160,15 +171,12 @@ class TrackCollector:
         self._recorder = recorder
         self._class_names = class_names
         self._fps = fps
-        self._frame_scores: dict[int, dict[int, float]] = {}
         self._frame_names: list[str] = []
         self._size = (0, 0)
 
     def add(self, frame_index: int, ids, rles: Sequence[dict], scores, classes) -> None:
         """As ``TrackRecorder.add``, for detections that have a track and a mask."""
         self._recorder.add(frame_index, ids, rles, scores, classes)
-        for identity, score in zip(ids.tolist(), scores.tolist(), strict=True):
-            self._frame_scores.setdefault(identity, {})[frame_index] = score
 
     def add_frame(self, frame: Frame) -> None:
         """Count a frame, with or without tracks."""
@@ -179,15 +187,8 @@ class TrackCollector:
     def finish(self) -> VideoTracks:
         """The tracks of the frames seen so far; the collector must not be used any more."""
         length = len(self._frame_names)
-        results = self._recorder.finish(1, length, range(1, len(self._class_names) + 1))
-        tracks = []
-        for identity, result in zip(sorted(self._frame_scores), results, strict=True):
-            scores: list[float | None] = [None] * length
-            for frame, score in self._frame_scores[identity].items():
-                scores[frame] = score
-            category_id = result["category_id"]
-            name = self._class_names[category_id - 1]
-            tracks.append(Track(identity, name, category_id, result["score"], result["segmentations"], scores))
+        finished = self._recorder.finish_tracks(length, range(1, len(self._class_names) + 1))
+        tracks = [Track(**vars(track), category=self._class_names[track.category_id - 1], length=length) for track in finished]
         return VideoTracks(length, *self._size, self._fps, tracks, self._class_names, self._frame_names)
 
 
@@ -240,14 +241,17 @@ class VideoPredictor:
         """An empty collector for :meth:`stream`."""
         return TrackCollector(self.video_tracker.make_recorder(), self.class_names, fps)
 
-    def stream(self, video: Any, collector: TrackCollector | None = None) -> Iterator[tuple[Frame, Instances]]:
+    def stream(
+        self, video: Any, collector: TrackCollector | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Frame, Instances]]:
         """Yield every frame with its tracked detections (``ID``; -1 belongs to no track); one video at a time.
 
         Args:
             video: see ``open_frames``; frames are yielded in ``cfg.INPUT.FORMAT``.
             collector: notes everything down on the way, if given.
+            stop: asked after every frame, see ``VideoTracker.stream``; True ends the video there.
         """
-        for frame, instances in self.video_tracker.stream(video, collector):
+        for frame, instances in self.video_tracker.stream(video, collector, stop):
             if collector is not None:
                 collector.add_frame(frame)
             yield frame, instances

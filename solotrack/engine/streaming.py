@@ -220,36 +220,53 @@ class VideoTracker(nn.Module):
             video.record(recorders[name])
         return {name: recorder.finish(video_id, length, self.class_to_dataset_id) for name, recorder in recorders.items()}
 
-    def stream(self, source: Any, recorder: TrackRecorder | None = None) -> Iterator[tuple[Frame, Instances]]:
+    def stream(
+        self, source: Any, recorder: TrackRecorder | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Frame, Instances]]:
         """Yield every frame with its tracked detections (``ID``), as soon as its batch is through the network.
 
         With an offline tracker the first frame comes once the last is through the network: the frames are read twice.
+
+        Args:
+            source: as for ``open_frames``.
+            recorder: notes the tracks down, if given.
+            stop: asked after every frame; True ends the video there. In an offline tracker's first reading it does too: the frames until
+                then are linked and all of them yielded.
 
         Raises:
             FrameError: a frame cannot be read; or frames that come only once, as a camera's, are to be read twice.
         """
         self.start(self.tracker)
         if isinstance(self.tracker, OfflineTracker):
-            yield from self._stream_twice(open_frames(source, self.image_format), source, recorder)
+            yield from self._stream_twice(open_frames(source, self.image_format), source, recorder, stop)
             return
         with closing(self.detect(source)) as detections:
-            yield from track_detections(detections, self.tracker, recorder)
+            for frame, instances in track_detections(detections, self.tracker, recorder):
+                yield frame, instances
+                if stop():
+                    return
 
-    def _stream_twice(self, frames: FrameSource, source: Any, recorder: TrackRecorder | None) -> Iterator[tuple[Frame, Instances]]:
+    def _stream_twice(
+        self, frames: FrameSource, source: Any, recorder: TrackRecorder | None, stop: Callable[[], bool]
+    ) -> Iterator[tuple[Frame, Instances]]:
         if not frames.repeatable:
             raise FrameError(
                 f"{type(self.tracker).__name__} is an offline tracker and reads a video twice, but a camera or an iterator gives its frames"
                 " only once; save them as a video or a list first, or choose an online TRACKER_HEADS.TRACKER_NAME."
             )
-        pending = PendingVideo(self.tracker)
+        pending, stopped = PendingVideo(self.tracker), False
         with closing(self.detect(source)) as detections:
             for frame, instances in detections:
                 pending.add(frame.index, instances)
+                if stopped := stop():
+                    break
         with closing(prefetch(frames, self.decode_workers, self.frames_per_batch)) as again:
-            for frame, instances in zip(again, pending.frames(), strict=True):
+            for instances, frame in zip(pending.frames(), again, strict=not stopped):
                 if recorder is not None:
                     record(recorder, frame.index, instances)
                 yield frame, instances
+                if not stopped and stop():
+                    return
 
     def detect(self, source: Any) -> Iterator[tuple[Frame, Instances]]:
         """Yield every frame with its detections at the frame's own size, not yet linked.

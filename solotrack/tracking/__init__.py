@@ -3,7 +3,7 @@
 from .base import OnlineTracker, build_tracker, select_instances
 from .distance_tracker import DistanceTracker
 from .embedding_tracker import EmbeddingTracker
-from .finalize import TrackRecorder
+from .finalize import FinishedTrack, TrackRecorder
 from .iou_tracker import IoUTracker
 from .iou_tracker_plus import IoUTrackerPlus
 from .memory import TrackMemory
@@ -13,6 +13,7 @@ from .seq_tracker import SeqTracker
 __all__ = [
     "DistanceTracker",
     "EmbeddingTracker",
+    "FinishedTrack",
     "IoUTracker",
     "IoUTrackerPlus",
     "OfflineTracker",

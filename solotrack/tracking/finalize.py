@@ -10,7 +10,7 @@ import torch
 
 from solotrack.ops.rle import rle_areas
 
-__all__ = ["TrackRecorder"]
+__all__ = ["FinishedTrack", "TrackRecorder"]
 
 
 @dataclass
@@ -19,6 +19,25 @@ class _Track:
     rles: list[dict] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FinishedTrack:
+    """One instance through a video: only the frames in which it is present.
+
+    Attributes:
+        id: its identity.
+        category_id: the data set's category.
+        score: of the whole track.
+        rles: frame -> RLE of its mask, in order of the frames.
+        scores: frame -> score of its detection.
+    """
+
+    id: int
+    category_id: int
+    score: float
+    rles: dict[int, dict]
+    scores: dict[int, float]
 
 
 class TrackRecorder:
@@ -97,25 +116,28 @@ class TrackRecorder:
         Raises:
             ValueError: a detection lies outside the video or has a class without a category.
         """
+        return [
+            {
+                "video_id": video_id,
+                "category_id": track.category_id,
+                "score": track.score,
+                "segmentations": [track.rles.get(frame) for frame in range(length)],
+            }
+            for track in self.finish_tracks(length, class_to_dataset_id)
+        ]
+
+    def finish_tracks(self, length: int, class_to_dataset_id: Mapping[int, int] | Sequence[int]) -> list[FinishedTrack]:
+        """As :meth:`finish`, but what is kept grows with the masks alone and not with tracks times frames."""
         tracks, self._tracks = self._tracks, {}
-        results = []
+        finished = []
         for track_id, track in sorted(tracks.items()):
             if not 0 <= track.frames[0] <= track.frames[-1] < length:
-                raise ValueError(
-                    f"Track {track_id} covers frames {track.frames[0]} to {track.frames[-1]}; video {video_id} has {length} frames."
-                )
-            segmentations: list[dict | None] = [None] * length
-            for frame, rle in zip(track.frames, track.rles, strict=True):
-                segmentations[frame] = rle
-            results.append(
-                {
-                    "video_id": video_id,
-                    "category_id": self._category(track, class_to_dataset_id),
-                    "score": float(np.mean(sorted(track.scores, reverse=True)[: self._topk])),
-                    "segmentations": segmentations,
-                }
-            )
-        return results
+                raise ValueError(f"Track {track_id} covers frames {track.frames[0]} to {track.frames[-1]}; the video has {length} frames.")
+            category_id = self._category(track, class_to_dataset_id)
+            score = float(np.mean(sorted(track.scores, reverse=True)[: self._topk]))
+            rles, scores = (dict(zip(track.frames, values, strict=True)) for values in (track.rles, track.scores))
+            finished.append(FinishedTrack(track_id, category_id, score, rles, scores))
+        return finished
 
     def _category(self, track: _Track, class_to_dataset_id: Mapping[int, int] | Sequence[int]) -> int:
         try:

@@ -162,6 +162,10 @@ def test_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sources(film) == [film]
     assert sources(str(root / "v1*")) == sources(str(root / "[vo]*0")) == [folders[1]]
     assert sources(str(root / "*.mkv")) == [film]
+    assert sources(str(root / "*")) == expected, "a pattern passes over what the folder does"
+    write_video(root / "film.rec", pictures(2), format="matroska")
+    assert sources(str(root)) == sources(str(root / "*")) == expected
+    assert sources(str(root / "*.rec")) == sources(str(root / "film.rec")) == [str(root / "film.rec")], "but for one that it names"
     assert sources(str(root / "**" / "*.AVI")) == [deep[1]]
     (root / "v2" / "again").symlink_to(root)
     assert sources(str(root)) == expected, "a link back is not walked without end"

@@ -73,6 +73,7 @@ class SlowStream(SlowFiles):
 def test_natural_order():
     names = ["f10.jpg", "F2.jpg", "f1.jpg", "a100b2.jpg", "a100b10.jpg", "7.jpg", "x.jpg"]
     assert sorted(names, key=natural_key) == ["7.jpg", "a100b2.jpg", "a100b10.jpg", "f1.jpg", "F2.jpg", "f10.jpg", "x.jpg"]
+    assert sorted(["walk2", "walk10", "Walk", "walk", "w"], key=natural_key) == ["w", "Walk", "walk", "walk2", "walk10"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pattern", "list", "dict"])
@@ -153,9 +154,9 @@ def test_unusual_pixels(tmp_path):
 
 def test_16_bit_images_of_few_grey_levels_are_warned_of_once_a_folder(tmp_path, caplog):
     image = np.full((4, 5), 4095, np.uint16)
-    for name in ("a.png", "b.png"):
-        cv2.imwrite(str(tmp_path / name), image)
-        assert (read_frame_image(tmp_path / name) == round(4095 / 257)).all()
+    for name, largest in (("a.png", 4095), ("b.png", 4000), ("c.png", 4095)):  # as the brightest spot of a folder's images differs
+        cv2.imwrite(str(tmp_path / name), np.minimum(image, largest))
+        assert (read_frame_image(tmp_path / name) == round(largest / 257)).all()
     assert [record.message.count("largest value 4095 of 65535") for record in caplog.records] == [1]
     cv2.imwrite(str(tmp_path / "black.png"), 0 * image)
     cv2.imwrite(str(tmp_path / "bright.png"), 10 * image)

@@ -105,6 +105,28 @@ def test_a_file_cut_short_has_the_frames_that_are_left(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read([20])[0].image, pictures(COUNT)[20])
 
 
+@pytest.mark.parametrize("share", [0.5, 0.71, 0.9, 0.97])
+@pytest.mark.parametrize("name", ["index_first.mp4", "a.mkv", "a.ts"])
+def test_a_last_packet_that_is_cut_through_is_no_frame(tmp_path: Path, name: str, share: float) -> None:
+    """What is counted, what is decoded from the start and what can be read by its number are the same frames, on any number of threads."""
+    images = pictures(COUNT)
+    container = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    data = Path(write_video(tmp_path / name, images, container_options=container, **H264)).read_bytes()
+    cut = tmp_path / f"cut_{name}"
+    cut.write_bytes(data[: int(len(data) * share)])
+    source, expected = open_frames(cut), list(open_frames(cut))
+    assert COUNT / 4 < source.count() == len(expected) < COUNT
+    read = source.read(range(len(expected)))
+    for frame, other in list(zip(read, expected, strict=True))[: -1 if name.endswith("ts") else None]:
+        np.testing.assert_array_equal(frame.image, other.image)  # a transport stream does not say that its last picture is but a part
+
+
+def test_a_tag_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
+    data = Path(write_video(tmp_path / "a.mkv", pictures(3), container_metadata={"title": "M?ller"})).read_bytes()
+    (tmp_path / "latin.mkv").write_bytes(data.replace(b"M?ller", "Müller".encode("latin-1")))
+    assert len(list(open_frames(tmp_path / "latin.mkv"))) == 3
+
+
 def test_a_file_without_frames(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", pictures(5), codec="mpeg4", pixels="yuv420p")
     data = (tmp_path / "a.mkv").read_bytes()

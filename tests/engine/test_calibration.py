@@ -204,6 +204,28 @@ def test_a_broken_frame_costs_its_pairs_alone(tmp_path: Path, caplog: pytest.Log
     assert calibrate_null_logit(cfg, model, records=[broken]) is None
 
 
+def test_a_broken_image_costs_its_pair_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg, model = tiny.trained()
+    records = list(training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, 0))
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    index, record = records[0]
+    whole = calibrate_null_logit(cfg, model, records=records[1:])
+    broken = [(index, {**record, "file_name": str(tmp_path / "broken.jpg")}), *records[1:]]
+    assert calibrate_null_logit(cfg, model, records=broken) == whole
+    assert f"without an image. The frame {tmp_path / 'broken.jpg'}" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_error_leaves_the_mode_alone(monkeypatch: pytest.MonkeyPatch, mode: bool) -> None:
+    cfg, model = tiny.trained()
+    model.train(mode)
+    monkeypatch.setattr(calibration, "training_samples", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        calibrate_null_logit(cfg, model)
+    assert model.training is mode
+    model.eval()
+
+
 def test_calibration_touches_nothing_but_its_buffer() -> None:
     cfg, model = tiny.trained()
     for mode in (True, False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -15,9 +16,10 @@ from PIL import Image
 
 from solotrack.config import ConfigError, load_config
 from solotrack.data.catalog import register_custom
-from solotrack.data.frames import FrameError
+from solotrack.data.frames import Frame, FrameError
 from solotrack.engine.checkpoint import AtomicCheckpointer, CheckpointError
-from solotrack.engine.predictor import VideoPredictor, _class_names
+from solotrack.engine.predictor import TrackCollector, VideoPredictor, _class_names
+from solotrack.tracking import TrackRecorder
 from solotrack.visualization.video_writer import VideoWriter
 
 NAMES = ["dog", "cat", "bird"]
@@ -149,6 +151,25 @@ def test_files(predictor, blobs, tmp_path):
     tracks.save_csv(tmp_path / "tracks.csv")
     with open(tmp_path / "tracks.csv", newline="") as file:
         assert {row["time_s"] for row in csv.DictReader(file)} == {""}
+
+
+def test_memory_grows_with_the_masks_alone():
+    """A video of twice the length has twice the tracks here: tracks times frames would be four times as much."""
+    rle = {"size": [4, 6], "counts": "`011"}
+
+    def peak(length):
+        collector = TrackCollector(TrackRecorder(), ["thing"])
+        for index in range(length):
+            collector.add_frame(Frame(index, np.zeros((4, 6, 3), np.uint8), "a.png"))
+            collector.add(index, torch.tensor([index // 5]), [rle], torch.tensor([0.5]), torch.tensor([0]))
+        tracemalloc.start()
+        tracks = collector.finish()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(tracks.tracks) == length / 5 and sum(x is not None for x in tracks.tracks[1].segmentations) == 5
+        return size
+
+    assert peak(2000) < 2.5 * peak(1000)
 
 
 def test_progress_bar(predictor, blobs, capsys):

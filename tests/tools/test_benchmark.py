@@ -58,9 +58,29 @@ def test_every_benchmark(name: str, config: tuple[str, str], tmp_path: Path) -> 
     assert rows.keys() >= ROWS[name] and all(row["median ms"] > 0 for row in rows.values())
     assert all(row_name in done.out for row_name in rows) and report["machine"]["torch"] == torch.__version__
     notes = " ".join(report["notes"])
+    if name == "stream":
+        assert "the stages without" not in notes
     if name == "adaptation":
         assert "4 frames" in notes and "2 steps" in notes and rows["tracking"]["times tracking"] == 1
         assert rows["adapting"]["median ms"] < rows["adapting and tracking"]["median ms"]
     if name == "video-step":
         assert "2 clips of 2 frames" in notes and " 0.0 nodes" not in notes
         assert rows["cycle loss, forward + backward"]["% of the step"] < 100
+
+
+def test_stream_of_other_models(config: tuple[str, str], tmp_path: Path) -> None:
+    """With adaptation, of MaskTrack R-CNN, and of an offline tracker, which has no stages and says so at once."""
+    path, weights = config
+
+    def stream(*words: str) -> tuple[int, str, str]:
+        done = tool_server().tool("benchmark", "stream", *SMALL["stream"], "--repeats", "1", *words)
+        return done.code, done.out, done.err
+
+    code, out, err = stream("--config-file", path, "--weights", weights, "TTA.ENABLED", "True")
+    assert code == 0, err
+    assert "the stages without" in out and "post-processing" in out
+    code, out, err = stream("--config-file", tiny.write_config(tmp_path / "masktrack.yaml", tiny.masktrack()))
+    assert code == 0, err
+    assert "network" in out and "post-processing" not in out
+    code, out, err = stream("--config-file", path, "--weights", weights, "TRACKER_HEADS.TRACKER_NAME", "SeqTracker")
+    assert code == 2 and "SeqTracker links whole videos" in err

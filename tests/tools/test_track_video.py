@@ -22,6 +22,7 @@ from solotrack.config import load_config
 from solotrack.data.frames import open_frames
 from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.predictor import VideoPredictor
+from solotrack.engine.streaming import VideoTracker
 from solotrack.evaluation.ytvis_format import load_json, read_ground_truth, read_predictions
 from solotrack.visualization.video_writer import VideoWriter
 
@@ -195,15 +196,61 @@ def test_ctrl_c_writes_what_is_there(tool, trained, frames, tmp_path, monkeypatc
     assert names_in(tmp_path / "none") == []
 
 
-def test_corrupt_frame_keeps_the_old_files(tool, trained, frames, tmp_path, capsys):
+@pytest.mark.parametrize("calls", [1, 2])
+def test_ctrl_c_in_an_offline_trackers_first_reading(tool, trained, frames, tmp_path, monkeypatch, capsys, calls):
+    """What was read until then is linked and written, all of it."""
+    run, done = VideoTracker._run, []
+
+    def run_and_interrupt(self, inputs):
+        done.append(len(inputs))
+        if len(done) == calls:
+            signal.raise_signal(signal.SIGINT)
+        return run(self, inputs)
+
+    monkeypatch.setattr(VideoTracker, "_run", run_and_interrupt)
+    out = tmp_path / "out"
+    assert tool.main([*trained, "--input", str(frames), "--output", str(out), "--tracker", "SeqTracker"]) == 0
+    assert len(done) == calls, "the network does not see the rest"
+    read = 3 * (calls - 1) + 1  # it is asked after every frame
+    assert f"Stopped after {read} frames" in capsys.readouterr().out
+    assert len(list(open_frames(out / "overlay.mp4"))) == read
+    assert {len(r["segmentations"]) for r in json.loads((out / "results.json").read_text())} == {read}
+
+
+def break_frame(frames: Path, number: int) -> None:
+    data = (frames / f"f{number}.png").read_bytes()
+    (frames / f"f{number}.png").write_bytes(data[: len(data) // 2])
+
+
+def test_corrupt_frame_ends_the_video_there(tool, trained, frames, tmp_path, capsys):
+    """What was tracked before it is written, and the exit status says that it is not the whole video."""
+    break_frame(frames, 7)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert tool.main([*trained, "--input", str(frames), "--output", str(out), "TEST.FRAMES_PER_BATCH", "1"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "f7.png cannot be read" in message and f"The 7 frames before it are tracked in {out}" in message
+    assert tool.main([*trained, "--input", str(frames), "--output", str(whole), "--max-frames", "7"]) == 0
+    assert names_in(out) == names_in(whole) and len(list(open_frames(out / "overlay.mp4"))) == 7
+    assert (out / "tracks.csv").read_text() == (whole / "tracks.csv").read_text()
+
+
+def test_corrupt_first_frame_keeps_the_old_files(tool, trained, frames, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "results.json").write_text("old")
-    data = (frames / "f7.png").read_bytes()
-    (frames / "f7.png").write_bytes(data[: len(data) // 2])
+    break_frame(frames, 0)
     assert tool.main([*trained, "--input", str(frames), "--output", str(out)]) == 2
-    assert "f7.png cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert "f0.png cannot be read" in capsys.readouterr().err.splitlines()[-1]
     assert names_in(out) == ["results.json"] and (out / "results.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["results.json", "overlay.mp4"])
+def test_what_cannot_be_written_shows_before_the_model_is_built(tool, trained, frames, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(tool, "VideoPredictor", lambda cfg: pytest.fail("too late"))
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert tool.main([*trained, "--input", str(frames), "--output", str(tmp_path / "out")]) == 2
+    assert f"{name} is a folder" in capsys.readouterr().err
+    assert names_in(tmp_path / "out") == [name]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import numpy as np
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from solotrack.config import ConfigError
 from solotrack.data.frames import open_frames
 from solotrack.engine.checkpoint import AtomicCheckpointer
 from solotrack.engine.comparison import TRACKERS
 from solotrack.engine.streaming import VideoTracker, record
+from solotrack.modeling.meta_arch.solo_track import SOLOTrack
 from solotrack.tracking.base import build_tracker
 from solotrack.tracking.offline import OfflineTracker
 
@@ -61,6 +63,8 @@ def run_stream(args: argparse.Namespace) -> None:
     video_tracker = build_tracker_of_videos(args)
     model = video_tracker.model
     tracker, workers = video_tracker.tracker, video_tracker.decode_workers
+    if isinstance(tracker, OfflineTracker):
+        raise ConfigError(f"{type(tracker).__name__} links whole videos, which has no stages; choose an online TRACKER_HEADS.TRACKER_NAME.")
     with tempfile.TemporaryDirectory() as folder:
         if not args.input:
             write_random_frames(np.random.default_rng(args.seed), folder, tuple(args.size), args.frames)
@@ -85,10 +89,14 @@ def run_stream(args: argparse.Namespace) -> None:
         if not args.weights:
             notes.append("random weights: detections, and what depends on their number, say nothing of a trained model")
 
+        if video_tracker.adaptation is not None:
+            notes.append("end to end with adaptation, the stages without")
+            video_tracker.adaptation = None
         stages = Stages(args.device)
         stages.wrap(model, "forward", "network")
-        stages.wrap(model, "inference", "post-processing")
-        stages.wrap(model.head, "mask_features", "network")  # called by the post-processing, but for the levels that need it
+        if isinstance(model, SOLOTrack):  # the others' post-processing is no part of its own
+            stages.wrap(model, "inference", "post-processing")
+            stages.wrap(model.head, "mask_features", "network")  # called by the post-processing, but for the levels that need it
         video_tracker.decode_workers = 0
 
         def staged() -> dict[str, float]:

@@ -161,6 +161,18 @@ def test_half_precision_is_compared_in_float32() -> None:
     assert half.item() == pytest.approx(cycle_loss(embeddings.bfloat16().float(), valid).item(), abs=1e-6)
 
 
+def test_edge_dropout_cuts_an_edge_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a walk whose similarities are cut by hand, there and, transposed, back."""
+    torch.manual_seed(1)
+    nodes, drawn = F.normalize(torch.randn(1, 2, 5, 8), dim=-1), torch.rand(1, 5, 5)
+    monkeypatch.setattr(torch, "rand_like", lambda similarity: drawn.expand_as(similarity))
+    loss = cycle_loss(nodes, torch.ones(1, 2, 5, dtype=torch.bool), temperature=0.07, edge_dropout=0.4)
+    similarity = (nodes[0, 0] @ nodes[0, 1].T / 0.07).masked_fill(drawn[0] < 0.4, -torch.inf)
+    assert similarity.isinf().sum() > 0 and not similarity.isinf().all(0).any() and not similarity.isinf().all(1).any()
+    home = similarity.softmax(1) @ similarity.T.softmax(1)
+    assert loss.item() == pytest.approx(-home.diag().log().mean().item(), rel=1e-4)
+
+
 def test_edge_dropout() -> None:
     nodes = torch.eye(6).expand(1, 2, 6, 6)
     valid = torch.ones(1, 2, 6, dtype=torch.bool)
