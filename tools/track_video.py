@@ -133,7 +133,12 @@ def track_video(
 
 
 def check_output(output: Path, overlay: bool) -> None:
-    """Find out before a long video, and not after it, that its files cannot be written."""
+    """Find out before a long video, and not after it, that its files cannot be written.
+
+    Raises:
+        ConfigError: a folder bears the name of one of them.
+        OSError: nothing can be written to ``output``.
+    """
     for name in ["results.json", "video.json", "tracks.csv", *(["overlay.mp4"] if overlay else [])]:
         if (output / name).is_dir():
             raise ConfigError(f"{output / name} is a folder where a file of that name is to be written; give another --output.")

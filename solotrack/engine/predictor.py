@@ -68,8 +68,12 @@ class Track(FinishedTrack):
         return [None if rle is None else _box(rle) for rle in self.segmentations]
 
     def masks(self, frame: int) -> np.ndarray | None:
-        """The mask (H, W) bool in a frame, None where it is absent."""
-        rle = self.rles.get(frame)
+        """The mask (H, W) bool in a frame, None where it is absent.
+
+        Raises:
+            IndexError: the video has no such frame.
+        """
+        rle = self.rles.get(range(self.length)[frame])
         return None if rle is None else mask_util.decode(rle).astype(bool)
 
 
@@ -250,6 +254,9 @@ class VideoPredictor:
             video: see ``open_frames``; frames are yielded in ``cfg.INPUT.FORMAT``.
             collector: notes everything down on the way, if given.
             stop: asked after every frame, see ``VideoTracker.stream``; True ends the video there.
+
+        Raises:
+            FrameError: the video, or one of its frames, cannot be read.
         """
         for frame, instances in self.video_tracker.stream(video, collector, stop):
             if collector is not None:

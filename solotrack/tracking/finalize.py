@@ -23,14 +23,14 @@ class _Track:
 
 @dataclass(frozen=True)
 class FinishedTrack:
-    """One instance through a video: only the frames in which it is present.
+    """One instance through a video: only the frames in which it is present (METHOD 5.5).
 
     Attributes:
         id: its identity.
         category_id: the data set's category.
-        score: of the whole track.
-        rles: frame -> RLE of its mask, in order of the frames.
-        scores: frame -> score of its detection.
+        score: of the whole track, 0 to 1.
+        rles: frame, from 0 -> RLE of its mask at the video's original size, in order of the frames.
+        scores: frame -> score of its detection, 0 to 1.
     """
 
     id: int
@@ -127,7 +127,18 @@ class TrackRecorder:
         ]
 
     def finish_tracks(self, length: int, class_to_dataset_id: Mapping[int, int] | Sequence[int]) -> list[FinishedTrack]:
-        """As :meth:`finish`, but what is kept grows with the masks alone and not with tracks times frames."""
+        """As :meth:`finish`, but what is kept grows with the masks alone and not with tracks times frames.
+
+        Args:
+            length: number of the video's frames.
+            class_to_dataset_id: the data set's category id of each contiguous class.
+
+        Returns:
+            the tracks with at least one mask, by ID.
+
+        Raises:
+            ValueError: a detection lies outside the video or has a class without a category.
+        """
         tracks, self._tracks = self._tracks, {}
         finished = []
         for track_id, track in sorted(tracks.items()):

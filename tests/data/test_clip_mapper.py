@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from solotrack.config import load_config
+from solotrack.data import video_file
 from solotrack.data.clip_mapper import ClipMapper, sample_clips
 from solotrack.data.frames import FrameError, open_frames
 from solotrack.data.intensity import Stretch
@@ -182,3 +184,15 @@ def test_views_move_each_frame_on_its_own(tmp_path: Path) -> None:
             moved.add(tuple(np.round(shift).astype(int).tolist()))
             assert abs(shift[0]) <= 0.2 * WIDTH + 1 and abs(shift[1]) <= 0.2 * HEIGHT + 1
     assert len(moved) > 8
+
+
+def test_a_large_set_of_files_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write_video(tmp_path / "0.mkv", pictures(3))
+    files = [first, *(shutil.copy(first, tmp_path / f"{number}.mkv") for number in range(1, 80))]
+    index_of, looked = video_file._Index.of, []
+    monkeypatch.setattr(video_file._Index, "of", lambda container: looked.append(container.name) or index_of(container))
+    clips = mapper()
+    for _ in range(2):
+        for file in files:
+            clips({"source": str(file)})
+    assert sorted(looked) == sorted(map(str, files))

@@ -54,6 +54,8 @@ def test_track(predictor, blobs):
                 np.testing.assert_array_equal(track.masks(t), truth)
                 ys, xs = truth.nonzero()
                 assert track.boxes[t] == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        with pytest.raises(IndexError):
+            track.masks(10)
 
 
 def test_kinds_of_input_give_the_same_tracks(predictor, blobs, tmp_path):
