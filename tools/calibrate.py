@@ -4,8 +4,8 @@
   tools/calibrate.py --config-file C.yaml --weights model_final.pth --output calibrated.pth
 
 Training does this before each checkpoint. Run it for weights from elsewhere, after changing TRACKER_HEADS.METRIC, SCALE or
-CALIBRATION.* (NEW_SHARE 0.1 suits tracks of ten frames and more), or for other images (DATASETS.TRAIN): two views of an image
-stand for two frames, and objects hidden from the first are the new ones.
+CALIBRATION.* (NEW_SHARE 0.1 suits tracks of ten frames and more, DISTRACTORS 5 videos whose objects come and go), or for other
+images (DATASETS.TRAIN): two views of an image stand for two frames, and objects hidden from the first are the new ones.
 Where videos look unlike the images, calibrate on unlabelled videos instead:
 
   tools/calibrate.py ... TRACKER_HEADS.CALIBRATION.SOURCE clips \\

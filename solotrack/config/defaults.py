@@ -263,6 +263,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     cal.IMAGES = 200  # pairs
     cal.NEW_SHARE = 0.0  # share of objects that is new where mistakes are fewest; 0: both kinds are mistaken equally often, M5.3, M16
     cal.DROP = 0.5  # share of the instances hidden from the first view: they must read as new; "images" only
+    cal.DISTRACTORS = 0  # objects of other images remembered as well, as tracks of objects that have left are; "images" only, M16
 
     # ---- test-time adaptation, M4
     tta = cfg.TTA = CfgNode()

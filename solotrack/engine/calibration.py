@@ -88,7 +88,8 @@ def calibrate_null_logit(cfg: CfgNode, model: nn.Module, seed: int = 0, records:
     come from what CALIBRATION.SOURCE names:
 
     * "images": two strong views of a training image stand for two frames of a video. A share of the objects (CALIBRATION.DROP) is hidden
-      from the first; in the second these are new, the others known.
+      from the first; in the second these are new, the others known. CALIBRATION.DISTRACTORS objects of the images before are remembered
+      beside those of the first view, as tracks are whose objects have left.
     * "clips": two frames of a video of DATASETS.TRAIN_CLIPS. Detections that are each other's most similar are taken for one object,
       which is known; with its match left out of the first frame it would be new.
 
@@ -145,7 +146,7 @@ def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[Any] 
     if records is None:
         records = training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
     hidden = torch.Generator().manual_seed(seed)
-    known, new = [torch.empty(0)], [torch.empty(0)]
+    known, new, gone = [torch.empty(0)], [torch.empty(0)], torch.empty(0)
     for record in records:
         try:
             (pair,) = training_samples(cfg, [record], seed)
@@ -159,10 +160,12 @@ def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[Any] 
         kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
         if not kept.any() or len(queries) == 0:
             continue
-        score = pairwise_similarity(queries, memory[kept], metric, scale).max(dim=1).values
+        remembered = memory[kept] if len(gone) == 0 else torch.cat([memory[kept], gone])
+        score = pairwise_similarity(queries, remembered, metric, scale).max(dim=1).values
         is_known = torch.isin(query_ids, memory_ids[kept])
         known.append(score[is_known])
         new.append(score[~is_known])
+        gone = remembered[: cfg.TRACKER_HEADS.CALIBRATION.DISTRACTORS]
     return torch.cat(known), torch.cat(new)
 
 

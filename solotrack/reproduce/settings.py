@@ -21,7 +21,7 @@ _UNTRAINED = (  # a step that changes no weight
     *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),  # the cosine divides by the rate
 )
 _ADAPTED = ("TTA.ENABLED", "True")
-_PLUS = {  # beyond the paper, each alone on top of two views and video: recipe -> its words
+_PLUS = {  # beyond the paper, on top of two views and video, each alone and what helps at once: recipe -> its words
     "plus_copy_paste": ("INPUT.COPY_PASTE.PROB", "0.5"),
     "plus_queue": ("MODEL.SOLO_TRACK.EMB.QUEUE", "512"),
     "plus_loo_null": ("MODEL.SOLO_TRACK.EMB.LOO_NULL", "0.1"),
@@ -29,6 +29,7 @@ _PLUS = {  # beyond the paper, each alone on top of two views and video: recipe 
     "plus_color": ("INPUT.VIEWS.COLOR", "0.6"),
     "plus_frame_views": ("INPUT.CLIPS.VIEWS", "True"),
     "plus_pseudo": ("MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT", "0.5"),
+    "plus_copy_paste_pseudo": ("INPUT.COPY_PASTE.PROB", "0.5", "MODEL.SOLO_TRACK.VIDEO.PSEUDO_WEIGHT", "0.5"),
 }
 
 

@@ -163,6 +163,7 @@ _PLUS_ROWS = (
     ("+ a view for each frame of a clip", "plus_frame_views"),
     ("+ null logit calibrated on clips", "plus_clip_calibration"),
     ("+ pseudo identities from cycle-consistent links", "plus_pseudo"),
+    ("+ copy-paste and pseudo identities at once", "plus_copy_paste_pseudo"),
 )
 
 
@@ -178,7 +179,7 @@ def _plus(setting: Setting) -> Table:
     )
     notes = (
         "gain: over the first line (the last: over the one above it), seed by seed.",
-        "Each line changes one knob, in the video stage or in tracking alone.",
+        "Each line changes one knob, or two at once where it says so, in the video stage or in tracking alone.",
         _IDENTITY_NOTE,
     )
     return Table("plus", "Beyond the paper: one knob at a time", setting, rows, (*_APS, *_IDENTITIES, *_ASSOCIATION[:2]), True, notes)

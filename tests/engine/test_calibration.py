@@ -82,7 +82,7 @@ def test_the_rarer_new_objects_are_the_lower_the_threshold() -> None:
 # ---- the calibration
 
 
-def scores_one_by_one(seed: int) -> tuple[list[float], list[float]]:
+def scores_one_by_one(seed: int, distractors: int = 0) -> tuple[list[float], list[float]]:
     """Largest similarity of known and of new objects, image by image and object by object."""
     cfg, model = tiny.trained()
     metric, scale = tracker_similarity(cfg)
@@ -90,7 +90,7 @@ def scores_one_by_one(seed: int) -> tuple[list[float], list[float]]:
     cfg = cfg.clone()
     cfg.MODEL.SOLO_TRACK.EMB.VIEWS = 2
     hidden = torch.Generator().manual_seed(seed)
-    known, new = [], []
+    known, new, gone = [], [], []
     for sample in training_samples(cfg, training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed), seed):
         views = []
         for view in (sample, sample["second_view"]):
@@ -105,27 +105,40 @@ def scores_one_by_one(seed: int) -> tuple[list[float], list[float]]:
             views.append(detected)
         keep = torch.rand(len(views[0]), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
         memory = {number: e for (number, e), kept in zip(views[0].items(), keep.tolist(), strict=True) if kept}
-        if memory:
+        if memory and views[1]:
+            remembered = [*memory.values(), *gone]
             for number, e in views[1].items():
-                score = max(scale * torch.cosine_similarity(e, other, dim=0).item() for other in memory.values())
+                score = max(scale * torch.cosine_similarity(e, other, dim=0).item() for other in remembered)
                 (known if number in memory else new).append(score)
+            gone = remembered[:distractors]
     return known, new
 
 
-@pytest.mark.parametrize("seed,new_share", [(0, 0.0), (1, 0.0), (0, 0.1)])
-def test_calibration_of_a_trained_model(seed: int, new_share: float) -> None:
+@pytest.mark.parametrize("seed,new_share,distractors", [(0, 0.0, 0), (1, 0.0, 0), (0, 0.1, 0), (0, 0.0, 3)])
+def test_calibration_of_a_trained_model(seed: int, new_share: float, distractors: int) -> None:
     cfg, model = tiny.trained()
     cfg = cfg.clone()
     cfg.TRACKER_HEADS.CALIBRATION.NEW_SHARE = new_share
-    known, new = scores_one_by_one(seed)
+    cfg.TRACKER_HEADS.CALIBRATION.DISTRACTORS = distractors
+    known, new = scores_one_by_one(seed, distractors)
     assert min(len(known), len(new)) >= 20
     value, error = calibrate_null_logit(cfg, model, seed)
     threshold = partial(least_error_threshold, new_share=new_share) if new_share else equal_error_threshold
     expected, expected_error = threshold(torch.tensor(known), torch.tensor(new))
     assert value == pytest.approx(expected, abs=1e-3) and error == pytest.approx(expected_error, abs=1e-3)
-    assert error < (new_share or 0.5) * 0.9, "better than chance"
+    assert error < (new_share or 0.5) * (1 if distractors else 0.9), "better than chance"
     assert model.embedding_head.null_logit.item() == pytest.approx(value)
     assert model.embedding_head.null_logit.dim() == 0
+
+
+def test_distractors_raise_the_null_logit() -> None:
+    cfg, model = tiny.trained()
+    values = []
+    for count in (0, 1, 10, 100):
+        cfg = cfg.clone()
+        cfg.TRACKER_HEADS.CALIBRATION.DISTRACTORS = count
+        values.append(calibrate_null_logit(cfg, model)[0])
+    assert values == sorted(values) and values[0] < values[-1]
 
 
 def test_what_looks_alike_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
