@@ -227,6 +227,10 @@ def reproduce(args: argparse.Namespace) -> None:
     unknown = [pattern for pattern in run.only if not fnmatch.filter(names, pattern)]
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: no line of {table.name} has such a training; they are {', '.join(names)}.")
+    most = max((recipe.gpus for recipe in table.setting.recipes.values()), default=0)
+    if most > run.gpus and most % run.gpus:
+        shares = ", ".join(str(count) for count in range(1, most + 1) if most % count == 0)
+        raise ConfigError(f"--gpus {run.gpus} cannot share the batches out equally, which are made for {most}; take one of {shares}.")
     stages = table_plan(table, run)
     check_settings(table, run, stages)
     if args.dry_run:

@@ -273,6 +273,7 @@ WRONG = [
     (("track_video", *MODEL, "--input", "a", "--output", "x", "--fps", "inf"), "--fps greater than 0 and finite"),
     (("reproduce", "ablation", "--output", "x", "--seeds", "-1"), "--seeds and --data-seed at least 0"),
     (("reproduce", "table1", "--output", "x", "--gpus", "0"), "--gpus must be at least 1"),
+    (("reproduce", "table1", "--data", "coco-ytvis", "--output", "x", "--gpus", "3"), "made for 8; take one of 1, 2, 4, 8."),
     (("reproduce", "table1", "--output", "x", "--dry-run", "--override", "SOLVER.MAXITER", "3"), "Did you mean SOLVER.MAX_ITER"),
     (("reproduce", "table2", "--output", "x", "--dry-run", "--override", "SOLVER.MAX_ITER"), "KEY VALUE pairs"),
     ((*DRAW, "--mp4", "x.mp4", "--fps", "inf"), "--fps greater than 0 and finite"),
