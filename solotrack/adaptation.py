@@ -69,6 +69,7 @@ class TestTimeAdaptation:
         mode: str = "video",
         parts: Sequence[str] = ("backbone", "fpn", "video_head"),
         unmatched: str = "",
+        pseudo_weight: float = 0.0,
         move_null: bool = True,
         metric: str = "dot",
         scale: float = 1.0,
@@ -85,6 +86,8 @@ class TestTimeAdaptation:
             parts: of the model that move, of "backbone", "fpn" and "video_head"; parameters that training froze stay fixed.
             unmatched: what becomes of objects without a partner, see :func:`cycle_loss`; "" = as in training. No image loss holds different
                 objects apart here, so "mutual" may suit adaptation where training did well with another (docs/METHOD.md 16, item 13).
+            pseudo_weight: of the pseudo identities beside the cycle loss, see :func:`pseudo_identity_loss`: what the clips show together
+                is held apart; 0 = off.
             move_null: add to the model's calibrated null logit what the steps add, in the mean, to the similarity of objects that are each
                 other's most similar (docs/METHOD.md 16, item 13); undone with the weights.
             metric, scale: of the tracker's similarity, "dot" or "cosine".
@@ -97,6 +100,7 @@ class TestTimeAdaptation:
         self.mode = mode
         self.parts = tuple(parts)
         self.unmatched = unmatched
+        self.pseudo_weight = pseudo_weight
         self.move_null = move_null
         self.metric = metric
         self.scale = scale
@@ -119,6 +123,7 @@ class TestTimeAdaptation:
             "mode": tta.MODE,
             "parts": tta.PARTS,
             "unmatched": tta.UNMATCHED,
+            "pseudo_weight": tta.PSEUDO_WEIGHT,
             "move_null": tta.MOVE_NULL and tracker.SIM == "softmax_null" and tracker.NULL_LOGIT is None,  # else nobody reads it
             "metric": metric,
             "scale": scale,
@@ -249,12 +254,14 @@ class TestTimeAdaptation:
 
     def _step(self, model: nn.Module, clips: list[dict]) -> None:
         with torch.enable_grad():
-            found = model.clip_losses(clips, unmatched=self.unmatched)
-            gradients = torch.autograd.grad(found.cycle, self._moving, allow_unused=True)
+            one_video = [0] * len(clips) if self.pseudo_weight > 0 else None
+            found = model.clip_losses(clips, one_video, self.unmatched)
+            loss = found.cycle if found.identity is None else found.cycle + self.pseudo_weight * found.identity
+            gradients = torch.autograd.grad(loss, self._moving, allow_unused=True)
         # gradients too where the loss is 0: features that are not finite have no nodes, and so no loss
-        finite = torch.stack([found.cycle.isfinite(), *(g.isfinite().all() for g in gradients if g is not None)]).all()
-        loss, nodes, finite = torch.stack([found.cycle.detach(), found.nodes, finite.float()]).tolist()  # the step's one transfer
-        self.report.losses.append(loss)
+        finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in gradients if g is not None)]).all()
+        value, nodes, finite = torch.stack([loss.detach(), found.nodes, finite.float()]).tolist()  # the step's one transfer
+        self.report.losses.append(value)
         self.report.nodes.append(nodes)
         if not finite:
             self._give_up()

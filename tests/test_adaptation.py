@@ -142,6 +142,30 @@ def test_objects_without_a_partner_as_in_training_or_not() -> None:
     assert losses("none", "mutual") == losses("mutual", "") != losses("none", "")
 
 
+def test_pseudo_identities_join_the_cycle_loss() -> None:
+    words = {"MODEL.SOLO_TRACK.VIDEO.PSEUDO_THRESH": 0.05, "MODEL.SOLO_TRACK.VIDEO.NULL_SIM": -1.0}
+    adapted = tracker(words | {"TTA.PSEUDO_WEIGHT": 3.0})
+    frames, prepare = source(adapted)
+    images = [prepare(frame)["image"] for frame in frames]
+    clips = [{"frames": [images[i], images[j]]} for i, j in sample_clips(LENGTH, 2, 2, 3, np.random.default_rng(0))]
+    with torch.no_grad():
+        found = adapted.model.clip_losses(clips, [0, 0])
+    assert found.links > 0 and found.identity > 0.1
+    before, adaptation = weights(adapted), adapted.adaptation
+    with adaptation.adapting(adapted.model, frames, prepare):
+        assert adaptation.report.losses[0] == pytest.approx((found.cycle + 3.0 * found.identity).item(), rel=1e-4)
+        assert changed(before, adapted) == {"backbone", "fpn", "video_branch"}
+    assert not changed(before, adapted)
+    shared = words | {"MODEL.SOLO_TRACK.VIDEO.SHARE_HEAD": True, "TTA.ITERS": 20, "TTA.LR": 0.02}
+
+    def apart(weight: float) -> float:
+        adapted = tracker(shared | {"TTA.PSEUDO_WEIGHT": weight})
+        with adapted.adaptation.adapting(adapted.model, *source(adapted)), torch.no_grad():
+            return adapted.model.clip_losses(clips, [0, 0]).identity.item()
+
+    assert apart(3.0) < apart(0.0), "different objects are held apart"
+
+
 @pytest.mark.parametrize(("part", "moved"), [("backbone", "backbone"), ("fpn", "fpn"), ("video_head", "video_branch")])
 def test_parts(part: str, moved: str) -> None:
     adapted = tracker({"TTA.PARTS": [part]})

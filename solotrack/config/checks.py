@@ -188,6 +188,7 @@ _RANGES = {
     "TRACKER_HEADS.CALIBRATION.NEW_SHARE": (0, 0.99),
     "TTA.ITERS": (0, _INF),
     "TTA.LR": (0, _INF),
+    "TTA.PSEUDO_WEIGHT": (0, _INF),
     "TTA.CLIPS_PER_STEP": (1, _INF),
     "TTA.MAX_GAP": (1, _INF),
     "TTA.SEED": (0, _INF),

@@ -197,7 +197,7 @@ class VideoBranch(nn.Module):
             edge_dropout=self.edge_dropout if self.training else 0.0,
         )
         found = ClipLosses(cycle, valid.sum(dim=2).float().mean())
-        if videos is None or self.pseudo_weight == 0:
+        if videos is None:
             return found
         links = confident_links(
             embeddings, valid, metric=self.metric, temperature=self.temperature, null_sim=null_sim, thresh=self.pseudo_thresh

@@ -207,7 +207,8 @@ class SOLOTrack(nn.Module):
         if clips:
             storage = get_event_storage()
             number: dict[str, int] = {}  # of each video
-            found = self.clip_losses(clips, [number.setdefault(clip["video"], len(number)) for clip in clips])
+            videos = [number.setdefault(clip["video"], len(number)) for clip in clips] if self.video_branch.pseudo_weight > 0 else None
+            found = self.clip_losses(clips, videos)
             cycle_weight, identity_weight = self.video_branch.weights(storage.iter)
             losses["loss_cycle"] = cycle_weight * found.cycle
             storage.put_scalar("video/nodes_per_frame", found.nodes)
