@@ -273,7 +273,7 @@ def add_solotrack_config(cfg: CfgNode) -> None:
     tta.LR = 1e-4  # of plain SGD: the last one of training, A7
     tta.PARTS = ["backbone", "fpn", "video_head"]  # what moves, P4.4
     tta.UNMATCHED = ""  # objects without partner, as MODEL.SOLO_TRACK.VIDEO.UNMATCHED; "" = the same as there
-    tta.PSEUDO_WEIGHT = 0.0  # of pseudo identities beside the cycle loss, which hold apart what the clips show together; M16, item 13
+    tta.PSEUDO_WEIGHT = 0.0  # of pseudo identities beside the cycle loss, for models whose links are mostly right; M16, item 13
     tta.MOVE_NULL = True  # the null logit goes with the similarities of objects that are each other's most similar; M16, item 13
     tta.CLIPS_PER_STEP = 4
     tta.MAX_GAP = 3  # frames from one frame of a clip to the next, at most
