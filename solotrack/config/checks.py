@@ -323,6 +323,8 @@ def _clip_faults(cfg: CfgNode) -> Iterator[str]:
         yield "SOLVER.CLIPS_PER_BATCH needs DATASETS.TRAIN_CLIPS; name a set of videos there."
     if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" and not data.TRAIN_CLIPS:
         yield "TRACKER_HEADS.CALIBRATION.SOURCE clips needs DATASETS.TRAIN_CLIPS; name a set of videos there."
+    if cfg.TRACKER_HEADS.CALIBRATION.SOURCE == "clips" and cfg.TRACKER_HEADS.CALIBRATION.DISTRACTORS > 0:
+        yield "TRACKER_HEADS.CALIBRATION.DISTRACTORS are objects of other images; with CALIBRATION.SOURCE clips leave it at 0."
     if cfg.SOLVER.CLIPS_PER_BATCH > 0 and not cfg.MODEL.SOLO_TRACK.VIDEO.ENABLED:
         yield "SOLVER.CLIPS_PER_BATCH needs MODEL.SOLO_TRACK.VIDEO.ENABLED: the video branch is what learns from clips."
     names = [entry[0] for entry in data.CUSTOM.CLIPS if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)]

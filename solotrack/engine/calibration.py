@@ -146,7 +146,8 @@ def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[Any] 
     if records is None:
         records = training_records(cfg, cfg.TRACKER_HEADS.CALIBRATION.IMAGES, seed)
     hidden = torch.Generator().manual_seed(seed)
-    known, new, gone = [torch.empty(0)], [torch.empty(0)], torch.empty(0)
+    known, new = [torch.empty(0)], [torch.empty(0)]
+    gone: list[torch.Tensor] = []  # objects of the images before
     for record in records:
         try:
             (pair,) = training_samples(cfg, [record], seed)
@@ -160,12 +161,12 @@ def _in_views(cfg: CfgNode, model: nn.Module, seed: int, records: Sequence[Any] 
         kept = torch.rand(len(memory), generator=hidden) >= cfg.TRACKER_HEADS.CALIBRATION.DROP
         if not kept.any() or len(queries) == 0:
             continue
-        remembered = memory[kept] if len(gone) == 0 else torch.cat([memory[kept], gone])
+        remembered = torch.cat([memory[kept], *gone])
         score = pairwise_similarity(queries, remembered, metric, scale).max(dim=1).values
         is_known = torch.isin(query_ids, memory_ids[kept])
         known.append(score[is_known])
         new.append(score[~is_known])
-        gone = remembered[: cfg.TRACKER_HEADS.CALIBRATION.DISTRACTORS]
+        gone = [remembered[: cfg.TRACKER_HEADS.CALIBRATION.DISTRACTORS]]
     return torch.cat(known), torch.cat(new)
 
 

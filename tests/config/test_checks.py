@@ -111,6 +111,10 @@ def test_values_that_exclude_one_another() -> None:
         (["INPUT.STRETCH.LOW", "60.0", "INPUT.STRETCH.HIGH", "40.0"], r"INPUT\.STRETCH\.LOW must be below INPUT\.STRETCH\.HIGH"),
         (["SOLVER.CLIPS_PER_BATCH", "4"], r"SOLVER\.CLIPS_PER_BATCH needs DATASETS\.TRAIN_CLIPS"),
         (["TRACKER_HEADS.CALIBRATION.SOURCE", "clips"], r"CALIBRATION\.SOURCE clips needs DATASETS\.TRAIN_CLIPS"),
+        (
+            ["TRACKER_HEADS.CALIBRATION.SOURCE", "clips", "TRACKER_HEADS.CALIBRATION.DISTRACTORS", "5", "DATASETS.TRAIN_CLIPS", "['a']"],
+            r"DISTRACTORS are objects of other images",
+        ),
         ([*own, "DATASETS.TRAIN", "('a', 'c')"], r"DATASETS\.TRAIN has 'c' of DATASETS\.CUSTOM\.CLIPS.* only DATASETS\.TRAIN_CLIPS"),
         ([*own, "DATASETS.TEST", "('c',)"], r"DATASETS\.TEST has 'c' of DATASETS\.CUSTOM\.CLIPS"),
         (["DATASETS.CUSTOM.CLIPS", "[['c', 'x'], ['d', 'x'], ['c', 'y']]"], r"name more than once \(c, d, c\)"),
